@@ -1,0 +1,1 @@
+"""Conversations, blocks, limits and usage."""

@@ -1,0 +1,131 @@
+"""The tables a checkpoint ends in: every row of a turn, and one summary per turn.
+
+`interaction_flows` keeps the columns of the original description; what was added is nullable or
+has a database default, so that an INSERT in the original's columns alone still works.
+"""
+
+import uuid
+
+from django.contrib.postgres.functions import RandomUUID
+from django.db import models
+from django.db.models.functions import Now
+
+
+class CurrentTimestamp(models.Func):
+    """CURRENT_TIMESTAMP, as in the original table (Django's Now() is STATEMENT_TIMESTAMP())."""
+
+    template = "CURRENT_TIMESTAMP"
+    output_field = models.DateTimeField()
+
+
+class InteractionFlow(models.Model):
+    """One checkpoint. Written once, never changed; stored by `flows.store.store()` alone."""
+
+    flow_id = models.UUIDField(primary_key=True, default=uuid.uuid4, db_default=RandomUUID(), editable=False)
+    user_id = models.CharField(max_length=255)
+    session_id = models.CharField(max_length=255)
+    checkpoint = models.CharField(max_length=50)
+    # The constraint is made by hand in the first migration: Django's own is DEFERRABLE
+    # INITIALLY DEFERRED, and then an orphan passes its savepoint and fails at COMMIT.
+    parent = models.ForeignKey(
+        "self",
+        null=True,
+        blank=True,
+        on_delete=models.DO_NOTHING,
+        db_constraint=False,
+        db_index=False,
+        related_name="children",
+    )
+    metadata = models.JSONField(null=True, blank=True)
+    created_at = models.DateTimeField(db_default=CurrentTimestamp())
+    turn_id = models.UUIDField(null=True, blank=True)
+
+    class Meta:
+        db_table = "interaction_flows"
+        default_permissions = ()
+        permissions = [
+            ("view", "Can read everybody's flows and their analytics"),
+            ("watch", "Can watch monitored users live"),
+        ]
+        indexes = [
+            models.Index("user_id", models.F("created_at").desc(), name="idx_flows_user"),
+            models.Index("session_id", models.F("created_at").asc(), name="idx_flows_session"),
+            models.Index("parent_id", name="idx_flows_parent", condition=models.Q(parent__isnull=False)),
+            models.Index("turn_id", "created_at", name="idx_flows_turn"),
+        ]
+        constraints = [
+            # A turn ends once: the sweep and a process that comes back may both try.
+            models.UniqueConstraint("turn_id", name="one_flow_end_per_turn", condition=models.Q(checkpoint="flow_end")),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.checkpoint} {self.flow_id}"
+
+
+class Outcome(models.TextChoices):
+    """How a turn ended."""
+
+    COMPLETED = "completed"
+    REFUSED = "refused"
+    FAILED = "failed"
+    DISCONNECTED = "disconnected"
+    STOPPED = "stopped"
+    ABANDONED = "abandoned"
+
+
+class Turn(models.Model):
+    """One turn's summary, kept in the transaction that stores its checkpoints.
+
+    Durations in milliseconds, money in US dollars. A running turn has no outcome yet.
+    """
+
+    turn_id = models.UUIDField(primary_key=True, editable=False)
+    session_id = models.CharField(max_length=255)
+    user_id = models.CharField(max_length=255)
+    started_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True)
+    duration_ms = models.FloatField(null=True)
+    outcome = models.CharField(max_length=20, null=True, choices=Outcome.choices)
+    question = models.TextField(default="", help_text="the beginning of what was asked, as far as OMNI2_CAPTURE allows")
+    model = models.CharField(max_length=200, null=True)
+    checkpoints = models.IntegerField(default=0)
+    tool_calls = models.IntegerField(default=0)
+    input_tokens = models.BigIntegerField(default=0)
+    output_tokens = models.BigIntegerField(default=0)
+    cost_usd = models.DecimalField(max_digits=14, decimal_places=8, null=True)
+    ttft_ms = models.FloatField(null=True)
+    error = models.TextField(null=True, help_text="code of the last error or refusal")
+    process_id = models.UUIDField(null=True, help_text="the web process that serves or served it")
+
+    class Meta:
+        db_table = "turns"
+        default_permissions = ()
+        indexes = [
+            models.Index("user_id", models.F("started_at").desc(), models.F("turn_id").desc(), name="idx_turns_user"),
+            models.Index("session_id", "started_at", name="idx_turns_session"),
+            models.Index(models.F("started_at").desc(), models.F("turn_id").desc(), name="idx_turns_started"),
+            # The sweep and "running now" look only at these few rows.
+            models.Index("process_id", name="idx_turns_running", condition=models.Q(outcome__isnull=True)),
+            models.Index("outcome", models.F("started_at").desc(), name="idx_turns_outcome"),
+        ]
+
+    def __str__(self) -> str:
+        return f"turn {self.turn_id}"
+
+
+class ServingProcess(models.Model):
+    """The heartbeat of a web process: renewed every 5 s by PostgreSQL's clock, judged by the sweep."""
+
+    process_id = models.UUIDField(primary_key=True, editable=False)
+    name = models.CharField(max_length=255, help_text="host and process number")
+    started_at = models.DateTimeField(db_default=Now())
+    seen_at = models.DateTimeField(db_default=Now())
+    ended_at = models.DateTimeField(null=True, help_text="set by a process that ended in order")
+    given_up = models.BigIntegerField(default=0, help_text="checkpoints this process could not keep")
+
+    class Meta:
+        db_table = "serving_processes"
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return self.name

@@ -1,0 +1,38 @@
+"""The ASGI application, the same under Daphne and uvicorn.
+
+http  /api/v1/ask, /api/v1/ask/stream  → chat.endpoint, below Django: no thread per open answer
+http  everything else                  → Django
+ws    /ws/flows/{user_id}              → monitoring.consumers
+"""
+
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "omni2.settings")
+
+from django.core.asgi import get_asgi_application
+
+django_application = get_asgi_application()
+
+# Only after Django is set up: these modules load models.
+from chat.endpoint import ask_application, is_ask_path
+from monitoring.routing import websocket_application
+from omni2 import wiring
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+
+
+async def application(scope: Scope, receive: Receive, send: Send) -> None:
+    """Start what this process needs on its first request (Daphne has no lifespan), then route."""
+    kind = scope["type"]
+    if kind == "lifespan":
+        return await wiring.lifespan(receive, send)
+    await wiring.start()
+    if kind == "websocket":
+        return await websocket_application(scope, receive, send)
+    if is_ask_path(scope["path"]):
+        return await ask_application(scope, receive, send)
+    return await django_application(scope, receive, send)

@@ -1,0 +1,86 @@
+"""What the environment says, read once and checked: the only place that looks at os.environ.
+
+Settings, the supervisor and the container files all take their names and defaults from here.
+"""
+
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+TRUE_WORDS = {"1", "true", "yes", "on"}
+FALSE_WORDS = {"0", "false", "no", "off", ""}
+
+
+class EnvironmentProblem(ValueError):
+    """A variable holds something that cannot be used; the message names it."""
+
+
+def text(name: str, default: str = "") -> str:
+    """The variable, stripped; an empty one counts as unset."""
+    return os.environ.get(name, "").strip() or default
+
+
+def flag(name: str, *, default: bool) -> bool:
+    """True or false, in the usual words; raises EnvironmentProblem for anything else."""
+    value = os.environ.get(name)
+    if value is None:
+        return default
+    word = value.strip().lower()
+    if word in TRUE_WORDS:
+        return True
+    if word in FALSE_WORDS:
+        return False
+    raise EnvironmentProblem(f"{name} must be true or false, not {value!r}")
+
+
+def integer(name: str, default: int, *, low: int, high: int) -> int:
+    """A whole number between low and high; raises EnvironmentProblem for anything else."""
+    value = text(name, str(default))
+    try:
+        number = int(value)
+    except ValueError:
+        raise EnvironmentProblem(f"{name} must be a whole number, not {value!r}") from None
+    if not low <= number <= high:
+        raise EnvironmentProblem(f"{name} must be between {low} and {high}, not {number}")
+    return number
+
+
+def choice(name: str, default: str, options: tuple[str, ...]) -> str:
+    """One of the options; raises EnvironmentProblem for anything else."""
+    value = text(name, default).lower()
+    if value not in options:
+        raise EnvironmentProblem(f"{name} must be one of {', '.join(options)}, not {value!r}")
+    return value
+
+
+def data_dir() -> Path:
+    """The one folder that holds everything an embedded run writes (mode 0700)."""
+    folder = Path(text("OMNI2_DATA_DIR", ".omni2")).expanduser()
+    return folder if folder.is_absolute() else BASE_DIR / folder
+
+
+def redis_enabled() -> bool:
+    """False: no Redis at all; checkpoints go straight to PostgreSQL."""
+    return flag("REDIS_ENABLED", default=True)
+
+
+def redis_url() -> str:
+    """The URL of Redis, or "" when none is configured (the supervisor then starts its own)."""
+    url = text("REDIS_URL")
+    if url:
+        return url
+    host = text("REDIS_HOST")
+    if not host:
+        return ""
+    password = text("REDIS_PASSWORD")
+    login = f":{quote(password, safe='')}@" if password else ""
+    port = integer("REDIS_PORT", 6379, low=1, high=65535)
+    number = integer("REDIS_DB", 0, low=0, high=1_000_000)
+    return f"redis://{login}{host}:{port}/{number}"
+
+
+def database_url() -> str:
+    """The URL of PostgreSQL, or "" when none is configured (the supervisor then starts its own)."""
+    return text("DATABASE_URL")

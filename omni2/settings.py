@@ -1,0 +1,234 @@
+"""Django settings of Omni2. Everything an operator may change comes from omni2.env."""
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
+
+from omni2 import env
+
+BASE_DIR: Path = env.BASE_DIR
+DATA_DIR: Path = env.data_dir()
+
+DEBUG = env.flag("DEBUG", default=False)
+# `up` and the tests hand a kept key over; a bare `manage.py` command that signs nothing may do
+# with a fresh one. A server without SECRET_KEY refuses to start: see omni2.asgi.
+SECRET_KEY = env.text("SECRET_KEY") or "not-configured-" + secrets.token_urlsafe(32)
+SECRET_KEY_CONFIGURED = bool(env.text("SECRET_KEY"))
+ALLOWED_HOSTS = [
+    host.strip() for host in env.text("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]").split(",") if host.strip()
+]
+CSRF_TRUSTED_ORIGINS = [origin.strip() for origin in env.text("CSRF_TRUSTED_ORIGINS").split(",") if origin.strip()]
+
+INSTALLED_APPS = [
+    "unfold",
+    "unfold.contrib.filters",
+    "unfold.contrib.forms",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "channels",
+    "rest_framework",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "omni2.apps.Omni2AppConfig",
+    "omni2.accounts.apps.AccountsConfig",
+    "flows.apps.FlowsConfig",
+    "monitoring.apps.MonitoringConfig",
+    "chat.apps.ChatConfig",
+]
+
+MIDDLEWARE = [
+    "omni2.middleware.security_headers",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+]
+
+ROOT_URLCONF = "omni2.urls"
+ASGI_APPLICATION = "omni2.asgi.application"
+AUTH_USER_MODEL = "accounts.User"
+LOGIN_URL = "/login/"
+LOGIN_REDIRECT_URL = "/"
+LOGOUT_REDIRECT_URL = "/login/"
+CSRF_FAILURE_VIEW = "omni2.errors.csrf_failure"
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+                "omni2.shell.shell",
+            ],
+        },
+    },
+]
+
+# --- PostgreSQL: everything of Omni2 lives in schema omni2, nothing in public ---------------
+DATABASE_POOL_SIZE = env.integer("DATABASE_POOL_SIZE", 10, low=2, high=500)
+
+
+def database_from_url(url: str) -> dict[str, Any]:
+    """Django's connection settings for a libpq URL; host may be a socket folder."""
+    try:
+        parts = conninfo_to_dict(url)
+    except ProgrammingError:
+        # the text of the error would repeat the URL, and with it the password
+        raise ImproperlyConfigured("DATABASE_URL is not a PostgreSQL URL") from None
+    known = {"dbname", "user", "password", "host", "port"}
+    options: dict[str, Any] = {key: value for key, value in parts.items() if key not in known}
+    options.setdefault("connect_timeout", 5)
+    options.setdefault("tcp_user_timeout", 10_000)
+    options["options"] = f"{parts.get('options') or ''} -c search_path=omni2 -c timezone=UTC".strip()
+    options["pool"] = {
+        "min_size": 1,
+        "max_size": DATABASE_POOL_SIZE,
+        "timeout": 5,
+    }
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": parts.get("dbname", "omni2"),
+        "USER": parts.get("user", ""),
+        "PASSWORD": parts.get("password", ""),
+        "HOST": parts.get("host", ""),
+        "PORT": str(parts.get("port", "")),
+        "CONN_MAX_AGE": 0,
+        # a restarted PostgreSQL leaves dead connections in the pool: each is tried before it is lent
+        "CONN_HEALTH_CHECKS": True,
+        "OPTIONS": options,
+        "TEST": {"NAME": f"test_{parts.get('dbname', 'omni2')}"},
+    }
+
+
+DATABASES = {"default": database_from_url(env.database_url() or "postgresql:///omni2")}
+# Not BigAutoField-by-habit: ids of people and periods never leave the admin.
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# --- Redis ----------------------------------------------------------------------------------
+REDIS_ENABLED = env.redis_enabled()
+REDIS_URL = env.redis_url() or "redis://127.0.0.1:6379/0"
+# The layer carries control messages only (monitoring changed, right withdrawn), never checkpoints.
+CHANNEL_LAYERS = (
+    {
+        "default": {
+            "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
+            "CONFIG": {"hosts": [REDIS_URL], "prefix": "omni2-layer"},
+        }
+    }
+    if REDIS_ENABLED
+    else {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+)
+
+# --- Chat and tracking ----------------------------------------------------------------------
+LLM_MODEL = env.text("LLM_MODEL", "local")
+LLM_BASE_URL = env.text("LLM_BASE_URL")
+LLM_API_KEY = env.text("LLM_API_KEY")
+# Set by the supervisor for the model it runs itself; private port, a key of its own.
+LOCAL_MODEL_URL = env.text("OMNI2_LOCAL_MODEL_URL")
+LOCAL_MODEL_KEY = env.text("OMNI2_LOCAL_MODEL_KEY")
+CAPTURE = env.choice("OMNI2_CAPTURE", "preview", ("full", "preview", "none"))
+USAGE_TZ = env.text("OMNI2_USAGE_TZ", "UTC")
+NOTICE = env.flag("OMNI2_NOTICE", default=False)
+
+# --- Time, language, static ------------------------------------------------------------------
+TIME_ZONE = "UTC"
+USE_TZ = True
+USE_I18N = False
+LANGUAGE_CODE = "en"
+STATIC_URL = "/static/"
+STATIC_ROOT = env.text("STATIC_ROOT", str(DATA_DIR / "static"))
+STATICFILES_DIRS = [BASE_DIR / "static"]
+WHITENOISE_USE_FINDERS = True
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+}
+
+# --- Manners ---------------------------------------------------------------------------------
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_REFERRER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = "Lax"
+CSRF_COOKIE_SAMESITE = "Lax"
+HTTPS_ONLY = env.flag("OMNI2_HTTPS", default=False)
+SESSION_COOKIE_SECURE = HTTPS_ONLY
+CSRF_COOKIE_SECURE = HTTPS_ONLY
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS_ONLY else None
+DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 10}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+    {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
+]
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["omni2.accounts.authenticate.ApiAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_RENDERER_CLASSES": ["omni2.rest.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["omni2.rest.AnyTypeJSONParser"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "omni2.errors.exception_handler",
+    "UNAUTHENTICATED_USER": "django.contrib.auth.models.AnonymousUser",
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Omni2",
+    "DESCRIPTION": "A self-hosted LLM chat endpoint that lets admins see a user's request happen.",
+    "VERSION": "0.1.0",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "REDOC_DIST": "SIDECAR",
+}
+
+# --- Logs: lines or JSON, with the turn's id ---------------------------------------------------
+LOG_FORMAT = env.choice("LOG_FORMAT", "text", ("text", "json"))
+LOG_LEVEL = env.choice("LOG_LEVEL", "info", ("debug", "info", "warning", "error")).upper()
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "text": {"()": "omni2.logs.TextFormatter"},
+        "json": {"()": "omni2.logs.JsonFormatter"},
+    },
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT}},
+    "root": {"handlers": ["stderr"], "level": "WARNING"},
+    "loggers": {
+        name: {"handlers": ["stderr"], "level": LOG_LEVEL, "propagate": False}
+        for name in ("omni2", "flows", "monitoring", "chat")
+    },
+}
+
+UNFOLD = {
+    "SITE_TITLE": "Omni2",
+    "SITE_HEADER": "Omni2",
+    "SITE_SUBHEADER": "See a request happen",
+    "SITE_SYMBOL": "account_tree",
+    "SITE_URL": "/",
+    "SHOW_HISTORY": True,
+    "SHOW_VIEW_ON_SITE": False,
+    "BORDER_RADIUS": "6px",
+    "SIDEBAR": {
+        "show_search": False,
+        "show_all_applications": False,
+        "navigation": "omni2.shell.navigation",
+    },
+    "STYLES": ["omni2.shell.stylesheet"],
+}

@@ -1,0 +1,17 @@
+"""Every URL of Omni2. The two ask routes and the sockets are below Django: see omni2.asgi."""
+
+from django.contrib import admin
+from django.urls import include, path
+
+urlpatterns = [
+    path("", include("omni2.pages")),
+    path("", include("omni2.accounts.urls")),
+    path("", include("flows.urls")),
+    path("", include("monitoring.urls")),
+    path("", include("chat.urls")),
+    path("admin/", admin.site.urls),
+]
+handler400 = "omni2.errors.bad_request"
+handler403 = "omni2.errors.forbidden"
+handler404 = "omni2.errors.not_found"
+handler500 = "omni2.errors.server_error"
