@@ -1,0 +1,261 @@
+"""The log in Redis: append + publish, read, and where a reader stands. The only X-commands of the web process.
+
+One server-side step appends a batch: hand-off log first, the user's stream second, PUBLISH last, so
+that the order of Pub/Sub is the order of the stream. A live message carries its own cursor and its
+predecessor's, so that a reader sees a hole at once.
+"""
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha1
+from typing import Any
+from zlib import crc32
+
+from redis.exceptions import NoScriptError
+
+from flows import keys
+from flows.redis import get_redis
+
+RECENT_ENTRIES = 10_000
+"""About how many checkpoints a user's stream keeps."""
+
+RECENT_SECONDS = 24 * 3600
+"""How long it keeps them after the last one."""
+
+_ENSURE_EPOCH = """
+local function ensure_epoch(key, run_id, candidate)
+  local known = redis.call('HMGET', key, 'epoch', 'run_id')
+  if known[1] and (run_id == '' or known[2] == run_id) then return known[1] end
+  redis.call('HSET', key, 'epoch', candidate, 'run_id', run_id)
+  return candidate
+end
+local function run_id() return string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') or '' end
+"""
+
+# KEYS: epoch, then streams. ARGV: run_id, candidate epoch, entries kept, seconds kept, number of users,
+# then per user: his stream's place in KEYS, his channel or '' when nobody watches him;
+# then per checkpoint: shard's place in KEYS (0: not for the hand-off log), user's number, document.
+_APPEND = (
+    _ENSURE_EPOCH
+    + """
+local epoch = ensure_epoch(KEYS[1], ARGV[1], ARGV[2])
+local users = tonumber(ARGV[5])
+local first = 6 + users * 2
+for i = first, #ARGV, 3 do
+  if ARGV[i] ~= '0' then redis.call('XADD', KEYS[tonumber(ARGV[i])], '*', 'd', ARGV[i + 2]) end
+end
+local last = {}
+for u = 1, users do
+  if ARGV[5 + u * 2] ~= '' then
+    local newest = redis.call('XREVRANGE', KEYS[tonumber(ARGV[4 + u * 2])], '+', '-', 'COUNT', 1)[1]
+    last[u] = newest and ('"' .. epoch .. '.' .. newest[1] .. '"') or 'null'
+  end
+end
+for i = first, #ARGV, 3 do
+  local u = tonumber(ARGV[i + 1])
+  local id = redis.call('XADD', KEYS[tonumber(ARGV[4 + u * 2])], 'MAXLEN', '~', ARGV[3], '*', 'd', ARGV[i + 2])
+  local channel = ARGV[5 + u * 2]
+  if channel ~= '' then
+    local cursor = '"' .. epoch .. '.' .. id .. '"'
+    redis.call('PUBLISH', channel, '{"cursor":' .. cursor .. ',"prev":' .. last[u] .. ',"checkpoint":' .. ARGV[i + 2] .. '}')
+    last[u] = cursor
+  end
+end
+for u = 1, users do redis.call('EXPIRE', KEYS[tonumber(ARGV[4 + u * 2])], ARGV[4]) end
+return epoch
+"""
+)
+
+# KEYS: epoch. ARGV: candidate. A new epoch, whatever the old one was: checkpoints went around the log.
+_NEW_EPOCH = (
+    _ENSURE_EPOCH
+    + """
+redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'run_id', run_id())
+return ARGV[1]
+"""
+)
+
+# KEYS: epoch, the user's stream. ARGV: candidate epoch.
+_POSITION = (
+    _ENSURE_EPOCH
+    + """
+local epoch = ensure_epoch(KEYS[1], run_id(), ARGV[1])
+local now = redis.call('TIME')
+local now_ms = now[1] .. string.format('%03d', math.floor(tonumber(now[2]) / 1000))
+if redis.call('EXISTS', KEYS[2]) == 0 then return {epoch, now_ms, 0, 0, '', ''} end
+local facts = {}
+local info = redis.call('XINFO', 'STREAM', KEYS[2])
+for i = 1, #info, 2 do facts[info[i]] = info[i + 1] end
+local first = facts['first-entry']
+return {epoch, now_ms, facts['length'], facts['entries-added'], first and first[1] or '', facts['last-generated-id']}
+"""
+)
+
+
+class Script:
+    """A Lua script called by its digest, loaded again when the server has forgotten it."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.digest = sha1(source.encode(), usedforsecurity=False).hexdigest().encode()
+
+
+APPEND = Script(_APPEND)
+NEW_EPOCH = Script(_NEW_EPOCH)
+POSITION = Script(_POSITION)
+
+
+def new_epoch_name() -> bytes:
+    """A name no earlier epoch had."""
+    return secrets.token_hex(6).encode()
+
+
+# --- cursors and ids ---------------------------------------------------------------------------
+
+
+def cursor(epoch: str, stream_id: str) -> str:
+    """`<epoch>.<ms>-<seq>`: opaque to clients."""
+    return f"{epoch}.{stream_id}"
+
+
+def id_order(stream_id: str) -> tuple[int, int]:
+    """A stream id as numbers, to compare by."""
+    millisecond, _, sequence = stream_id.partition("-")
+    return int(millisecond), int(sequence)
+
+
+def split_cursor(text: str) -> tuple[str, str]:
+    """The (epoch, stream id) of a cursor; ValueError when it is none."""
+    epoch, dot, stream_id = text.partition(".")
+    millisecond, dash, sequence = stream_id.partition("-")
+    numbers = millisecond + sequence
+    well_formed = (
+        dot and dash and millisecond and sequence and numbers.isascii() and numbers.isdigit()
+        and 0 < len(epoch) <= 40 and epoch.isascii() and epoch.isalnum()
+    )
+    # both halves of a stream id are 64 bits wide
+    if not well_formed or len(numbers) > 40 or max(int(millisecond), int(sequence)) >= 1 << 64:
+        raise ValueError("not a cursor")
+    return epoch, f"{int(millisecond)}-{int(sequence)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of a user's stream."""
+
+    stream_id: str
+    document: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a user's stream stands. `tail` is always a stream id to read on from: the last entry's,
+    or, of an empty stream, one just before Redis' present."""
+
+    epoch: str
+    now_ms: int
+    first_id: str | None
+    last_id: str | None
+    tail: str
+    nothing_trimmed: bool
+
+
+def reaches_back(position: Position, stream_id: str) -> bool:
+    """Whether everything appended after `stream_id` (of the same epoch) is still in the stream.
+
+    Yes from the first entry on. Before it only when the stream never lost an entry and cannot have
+    expired since: expiry counts from the last entry, so within that time nothing vanished.
+    """
+    if position.first_id is not None and id_order(stream_id) >= id_order(position.first_id):
+        return True
+    age_ms = position.now_ms - id_order(stream_id)[0]
+    return position.nothing_trimmed and age_ms < (RECENT_SECONDS - 60) * 1000
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def _entries(raw: Sequence[Any]) -> list[Entry]:
+    return [Entry(stream_id.decode(), fields[b"d"]) for stream_id, fields in raw if b"d" in fields]
+
+
+async def _run(script: Script, names: Sequence[str], *arguments: bytes) -> Any:
+    redis = get_redis()
+    try:
+        return await redis.evalsha(script.digest.decode(), len(names), *names, *arguments)  # type: ignore[misc]
+    except NoScriptError:
+        return await redis.eval(script.source, len(names), *names, *arguments)  # type: ignore[misc]
+
+
+async def position(user_id: str) -> Position:
+    """Where the user's stream stands now. One round trip; a log without an epoch, or restarted
+    since it was made, gets a new one. Raises RedisError, OSError or TimeoutError."""
+    epoch, now_ms, length, added, first, last = await _run(POSITION, [keys.EPOCH, keys.user_stream(user_id)], new_epoch_name())
+    last_id = last.decode() if length else None
+    return Position(
+        epoch=epoch.decode(),
+        now_ms=int(now_ms),
+        first_id=first.decode() or None,
+        last_id=last_id,
+        # one millisecond back: an entry of this very millisecond must come after it
+        tail=last_id or f"{int(now_ms) - 1}-0",
+        nothing_trimmed=int(added) == int(length),
+    )
+
+
+async def read_after(user_id: str, stream_id: str, *, count: int = 1000, until: str = "+") -> list[Entry]:
+    """At most `count` entries after `stream_id`, oldest first. One round trip."""
+    return _entries(await get_redis().xrange(keys.user_stream(user_id), f"({stream_id}", until, count=count))
+
+
+async def read_recent(user_id: str, *, count: int) -> list[Entry]:
+    """The newest `count` entries, oldest first. One round trip."""
+    return _entries(reversed(list(await get_redis().xrevrange(keys.user_stream(user_id), count=count))))
+
+
+# --- appending ---------------------------------------------------------------------------------
+
+
+def shard_of(turn_id: str) -> int:
+    """The hand-off shard of a turn: always the same, so that parents come before children."""
+    return crc32(turn_id.encode()) % keys.SHARDS
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What an append needs to know of a checkpoint."""
+
+    user_id: str
+    turn_id: str
+    document: bytes
+
+
+def pack_append(lines: Sequence[Any], is_monitored: Callable[[str], bool], *, run_id: bytes = b"", hand_off: bool = True) -> list[bytes | str]:
+    """The words of one EVALSHA that appends these checkpoints (anything with user_id, turn_id and
+    document), in order; publishes those of monitored users. `hand_off=False`: only to the users'
+    streams, for what is in PostgreSQL already."""
+    names: list[bytes | str] = [keys.EPOCH]
+    places: dict[str, bytes] = {}
+
+    def place(name: str) -> bytes:
+        found = places.get(name)
+        if found is None:
+            names.append(name)
+            found = places[name] = b"%d" % len(names)
+        return found
+
+    users: dict[str, bytes] = {}
+    user_words: list[bytes | str] = []
+    body: list[bytes | str] = []
+    for line in lines:
+        number = users.get(line.user_id)
+        if number is None:
+            number = users[line.user_id] = b"%d" % (len(users) + 1)
+            user_words += [place(keys.user_stream(line.user_id)), keys.user_channel(line.user_id) if is_monitored(line.user_id) else b""]
+        shard = place(keys.LOG_SHARDS[shard_of(line.turn_id)]) if hand_off else b"0"
+        body += [shard, number, line.document]
+    return [
+        b"EVALSHA", APPEND.digest, b"%d" % len(names), *names,
+        run_id, new_epoch_name(), b"%d" % RECENT_ENTRIES, b"%d" % RECENT_SECONDS, b"%d" % len(users), *user_words, *body,
+    ]  # fmt: skip

@@ -1,0 +1,59 @@
+"""get_redis(): one Redis client per event loop, and the settings every connection shares."""
+
+import asyncio
+import weakref
+from typing import Any
+
+import redis as sync_redis
+import redis.asyncio
+from django.conf import settings
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+CONNECT_TIMEOUT_S = 2.0
+ANSWER_TIMEOUT_S = 5.0
+CONNECTIONS = 50
+
+_clients: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, redis.asyncio.Redis]" = weakref.WeakKeyDictionary()
+
+
+class RedisDisabled(ConnectionError):
+    """REDIS_ENABLED is false: there is no Redis to talk to."""
+
+
+def connection_options() -> dict[str, Any]:
+    """Time-outs on every wait; no silent retry: a repeated append would be a second entry, and a
+    caller that waits for an answer learns soon that there is none."""
+    return {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_timeout": ANSWER_TIMEOUT_S, "client_name": "omni2"}
+
+
+def get_redis() -> redis.asyncio.Redis:
+    """The running loop's client, made on first use; bytes in, bytes out. Waits for a free
+    connection instead of failing. Raises RedisDisabled when Redis is switched off."""
+    if not settings.REDIS_ENABLED:
+        raise RedisDisabled("Redis is switched off (REDIS_ENABLED=false)")
+    loop = asyncio.get_running_loop()
+    client = _clients.get(loop)
+    if client is None:
+        pool = redis.asyncio.BlockingConnectionPool.from_url(
+            settings.REDIS_URL, max_connections=CONNECTIONS, timeout=ANSWER_TIMEOUT_S, retry=Retry(NoBackoff(), 1), **connection_options()
+        )
+        client = redis.asyncio.Redis(connection_pool=pool)
+        _clients[loop] = client
+    return client
+
+
+def new_connection() -> redis.asyncio.Connection:
+    """A connection of one's own, not yet connected: for the flusher, which no request can cancel."""
+    if not settings.REDIS_ENABLED:
+        raise RedisDisabled("Redis is switched off (REDIS_ENABLED=false)")
+    pool = redis.asyncio.ConnectionPool.from_url(settings.REDIS_URL, retry=Retry(NoBackoff(), 0), **connection_options())
+    connection: redis.asyncio.Connection = pool.make_connection()
+    return connection
+
+
+def sync_client() -> sync_redis.Redis:
+    """A client for synchronous processes (persister, commands)."""
+    if not settings.REDIS_ENABLED:
+        raise RedisDisabled("Redis is switched off (REDIS_ENABLED=false)")
+    return sync_redis.Redis.from_url(settings.REDIS_URL, **connection_options())
