@@ -7,7 +7,26 @@ from django.conf import settings
 PREVIEW_CHARACTERS = 200
 
 # Quick look first: most texts hold none of these, and `in` is far cheaper than the expression.
-HINTS = (b"sk-", b"sk_", b"earer ", b"omni2_", b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"github_pat_", b"xox", b"AKIA", b"ASIA", b"AIza", b"eyJ", b"PRIVATE KEY", b"glpat-", b"hf_")
+HINTS = (
+    b"sk-",
+    b"sk_",
+    b"earer ",
+    b"omni2_",
+    b"ghp_",
+    b"gho_",
+    b"ghu_",
+    b"ghs_",
+    b"ghr_",
+    b"github_pat_",
+    b"xox",
+    b"AKIA",
+    b"ASIA",
+    b"AIza",
+    b"eyJ",
+    b"PRIVATE KEY",
+    b"glpat-",
+    b"hf_",
+)
 # A key begins where no letter or digit stands before it; in JSON an escaped line break (\n) may.
 _START = rb"(?:(?<![A-Za-z0-9])|(?<=\\[nrtbf]))"
 SECRET = re.compile(

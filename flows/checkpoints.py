@@ -54,11 +54,7 @@ def uuid7(moment_us: int) -> str:
     (its method 3), so that ids of one process sort like their moments; 62 bits are random."""
     millisecond, microsecond = divmod(moment_us, 1000)
     value = (
-        millisecond << 80
-        | 0x7 << 76
-        | (microsecond * 4096 // 1000) << 64
-        | 0b10 << 62
-        | random.getrandbits(62)  # noqa: S311 - an id, not a secret: rights are checked, never guessed
+        millisecond << 80 | 0x7 << 76 | (microsecond * 4096 // 1000) << 64 | 0b10 << 62 | random.getrandbits(62)  # noqa: S311 - an id, not a secret: rights are checked, never guessed
     )
     text = f"{value:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
@@ -162,7 +158,17 @@ class Checkpoint:
     which is the flusher's time and not the turn's.
     """
 
-    __slots__ = ("_document", "_flow_id", "checkpoint", "dropped", "metadata", "moment_us", "parent", "turn")
+    __slots__ = (
+        "_document",
+        "_flow_id",
+        "checkpoint",
+        "dropped",
+        "made_at_s",
+        "metadata",
+        "moment_us",
+        "parent",
+        "turn",
+    )
 
     def __init__(self, turn: "Turn", checkpoint: str, parent: "Checkpoint | None", metadata: dict[str, Any]) -> None:
         self.turn = turn
@@ -170,6 +176,7 @@ class Checkpoint:
         self.parent = parent
         self.metadata = metadata
         self.moment_us = next_moment_us()
+        self.made_at_s = time.monotonic()
         self.dropped = False
         self._flow_id = ""
         self._document = b""
@@ -211,7 +218,9 @@ class Checkpoint:
                     self.turn.envelope,
                     b',"checkpoint":',
                     orjson.dumps(clean_text(self.checkpoint)[:NAME_CHARACTERS]),
-                    b',"parent_id":"' + self.parent.flow_id.encode() + b'"' if self.parent is not None else b',"parent_id":null',
+                    b',"parent_id":"' + self.parent.flow_id.encode() + b'"'
+                    if self.parent is not None
+                    else b',"parent_id":null',
                     b',"metadata":',
                     encode_metadata(self.metadata),
                     b',"created_at":"',

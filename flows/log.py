@@ -131,8 +131,15 @@ def split_cursor(text: str) -> tuple[str, str]:
     millisecond, dash, sequence = stream_id.partition("-")
     numbers = millisecond + sequence
     well_formed = (
-        dot and dash and millisecond and sequence and numbers.isascii() and numbers.isdigit()
-        and 0 < len(epoch) <= 40 and epoch.isascii() and epoch.isalnum()
+        dot
+        and dash
+        and millisecond
+        and sequence
+        and numbers.isascii()
+        and numbers.isdigit()
+        and 0 < len(epoch) <= 40
+        and epoch.isascii()
+        and epoch.isalnum()
     )
     # both halves of a stream id are 64 bits wide
     if not well_formed or len(numbers) > 40 or max(int(millisecond), int(sequence)) >= 1 << 64:
@@ -191,7 +198,9 @@ async def _run(script: Script, names: Sequence[str], *arguments: bytes) -> Any:
 async def position(user_id: str) -> Position:
     """Where the user's stream stands now. One round trip; a log without an epoch, or restarted
     since it was made, gets a new one. Raises RedisError, OSError or TimeoutError."""
-    epoch, now_ms, length, added, first, last = await _run(POSITION, [keys.EPOCH, keys.user_stream(user_id)], new_epoch_name())
+    epoch, now_ms, length, added, first, last = await _run(
+        POSITION, [keys.EPOCH, keys.user_stream(user_id)], new_epoch_name()
+    )
     last_id = last.decode() if length else None
     return Position(
         epoch=epoch.decode(),
@@ -231,7 +240,9 @@ class Line:
     document: bytes
 
 
-def pack_append(lines: Sequence[Any], is_monitored: Callable[[str], bool], *, run_id: bytes = b"", hand_off: bool = True) -> list[bytes | str]:
+def pack_append(
+    lines: Sequence[Any], is_monitored: Callable[[str], bool], *, run_id: bytes = b"", hand_off: bool = True
+) -> list[bytes | str]:
     """The words of one EVALSHA that appends these checkpoints (anything with user_id, turn_id and
     document), in order; publishes those of monitored users. `hand_off=False`: only to the users'
     streams, for what is in PostgreSQL already."""
@@ -252,7 +263,10 @@ def pack_append(lines: Sequence[Any], is_monitored: Callable[[str], bool], *, ru
         number = users.get(line.user_id)
         if number is None:
             number = users[line.user_id] = b"%d" % (len(users) + 1)
-            user_words += [place(keys.user_stream(line.user_id)), keys.user_channel(line.user_id) if is_monitored(line.user_id) else b""]
+            user_words += [
+                place(keys.user_stream(line.user_id)),
+                keys.user_channel(line.user_id) if is_monitored(line.user_id) else b"",
+            ]
         shard = place(keys.LOG_SHARDS[shard_of(line.turn_id)]) if hand_off else b"0"
         body += [shard, number, line.document]
     return [

@@ -36,7 +36,11 @@ def get_redis() -> redis.asyncio.Redis:
     client = _clients.get(loop)
     if client is None:
         pool = redis.asyncio.BlockingConnectionPool.from_url(
-            settings.REDIS_URL, max_connections=CONNECTIONS, timeout=ANSWER_TIMEOUT_S, retry=Retry(NoBackoff(), 1), **connection_options()
+            settings.REDIS_URL,
+            max_connections=CONNECTIONS,
+            timeout=ANSWER_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 1),
+            **connection_options(),
         )
         client = redis.asyncio.Redis(connection_pool=pool)
         _clients[loop] = client
@@ -47,7 +51,9 @@ def new_connection() -> redis.asyncio.Connection:
     """A connection of one's own, not yet connected: for the flusher, which no request can cancel."""
     if not settings.REDIS_ENABLED:
         raise RedisDisabled("Redis is switched off (REDIS_ENABLED=false)")
-    pool = redis.asyncio.ConnectionPool.from_url(settings.REDIS_URL, retry=Retry(NoBackoff(), 0), **connection_options())
+    pool = redis.asyncio.ConnectionPool.from_url(
+        settings.REDIS_URL, retry=Retry(NoBackoff(), 0), **connection_options()
+    )
     connection: redis.asyncio.Connection = pool.make_connection()
     return connection
 

@@ -1,0 +1,278 @@
+"""One task a process that carries checkpoints from the tracker's queue to the log.
+
+Group commit: whatever waits goes in one round trip, so concurrent turns share it; while a batch is
+on its way the next one gathers. The connection is the flusher's own, so that no client's disconnect
+can cancel a write half-way.
+
+With Redis away (an error, or no answer within a second) the circuit opens: whole turns go straight
+to PostgreSQL through the same idempotent `store()`. When Redis answers again, what went around it
+is appended to the users' streams and the epoch changes, so that watchers take a fresh snapshot.
+A write of unknown fate may so end up in both places; every reader knows a flow_id it has.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from django.db import DataError, Error, IntegrityError
+from redis.exceptions import NoScriptError, RedisError
+
+from flows import keys, log
+from flows.checkpoints import Checkpoint
+from flows.redis import new_connection
+from flows.store import store
+from omni2.database import in_database
+
+if TYPE_CHECKING:
+    from flows.tracker import FlowTracker, TurnTrack
+
+logger = logging.getLogger(__name__)
+
+BATCH_CHECKPOINTS = 500
+BATCH_BYTES = 1024 * 1024
+APPEND_TIMEOUT_S = 1.0
+PROBE_EVERY_S = 1.0
+STORE_TIMEOUT_S = 10.0
+RETRY_PAUSE_S = (0.1, 0.2, 0.5, 1.0, 2.0)
+KEPT_FOR_REDIS = 20_000
+"""Checkpoints that went around Redis and are appended when it is back; beyond it the oldest are
+left out (watchers get them from PostgreSQL in their fresh snapshot)."""
+
+# What Redis and the way to it can answer with; a wrong argument of ours is not among them.
+REDIS_AWAY = (RedisError, OSError, TimeoutError, asyncio.IncompleteReadError)
+
+
+class Flusher:
+    """The writer of one FlowTracker on one event loop."""
+
+    def __init__(self, tracker: "FlowTracker", loop: asyncio.AbstractEventLoop) -> None:
+        self.tracker = tracker
+        self.loop = loop
+        self.redis_away = not settings.REDIS_ENABLED
+        self.away_since: float | None = None
+        self.postgres_away = False
+        self.batches = 0
+        self._connection: Any = None
+        self._run_id = b""
+        self._next_probe = 0.0
+        self._around: list[Checkpoint] = []
+        self._sleep: asyncio.Future[None] | None = None
+        self._busy = False
+        self._ending = False
+        self._task = loop.create_task(self._run(), name="flusher")
+
+    # --- life -----------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Called by the tracker when something waits and the flusher sleeps."""
+        if self._sleep is not None and not self._sleep.done():
+            self._sleep.set_result(None)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until all that was recorded is written; False when the time was up first."""
+        deadline = time.monotonic() + timeout_s
+        while (self.tracker.queue or self._busy) and time.monotonic() < deadline:
+            self.tracker.wake()
+            await asyncio.sleep(0.005)
+        return not self.tracker.queue and not self._busy
+
+    async def stop(self) -> None:
+        """End the task and its connection; what still waits stays in the queue."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        await self._disconnect()
+
+    async def _run(self) -> None:
+        while True:
+            if not self.tracker.queue:
+                await self._rest()
+            await self._probe()
+            batch = self._take()
+            if not batch:
+                continue
+            self._busy = True
+            try:
+                await self._deliver(batch)
+            except Exception:  # the one door of this worker: nothing may end it
+                logger.exception("the flusher failed on a batch and tries it again")
+                self._put_back(batch)
+                await asyncio.sleep(RETRY_PAUSE_S[-1])
+            finally:
+                self._busy = False
+
+    async def _rest(self) -> None:
+        """Sleep until a checkpoint comes; while Redis is away, at most until the next probe."""
+        self._sleep = self.loop.create_future()
+        self.tracker.sleeper = self
+        try:
+            if self.tracker.queue:  # recorded between the look and the sleep, by another thread
+                return
+            if self.redis_away and settings.REDIS_ENABLED:
+                await asyncio.wait((self._sleep,), timeout=PROBE_EVERY_S)
+            else:
+                await self._sleep
+        finally:
+            self.tracker.sleeper = None
+            self._sleep = None
+
+    # --- batches --------------------------------------------------------------------------------
+
+    def _take(self) -> list[Checkpoint]:
+        queue = self.tracker.queue
+        batch: list[Checkpoint] = []
+        size = 0
+        while queue and len(batch) < BATCH_CHECKPOINTS and size < BATCH_BYTES:
+            checkpoint = queue.popleft()
+            checkpoint.turn.taken += 1
+            size += len(checkpoint.document)
+            batch.append(checkpoint)
+        return batch
+
+    def _put_back(self, batch: Sequence[Checkpoint]) -> None:
+        for checkpoint in reversed(batch):
+            checkpoint.turn.taken -= 1
+            self.tracker.queue.appendleft(checkpoint)
+
+    @staticmethod
+    def _settle(batch: Sequence[Checkpoint]) -> None:
+        counts: dict[TurnTrack, int] = {}
+        for checkpoint in batch:
+            counts[checkpoint.turn] = counts.get(checkpoint.turn, 0) + 1
+        for turn, count in counts.items():
+            turn.settle(count)
+
+    async def _deliver(self, batch: list[Checkpoint]) -> None:
+        """Make one batch durable somewhere, however long it takes."""
+        attempt = 0
+        while True:
+            if not self.redis_away:
+                try:
+                    await self._append(batch)
+                except REDIS_AWAY as problem:
+                    await self._open_circuit(problem)
+                else:
+                    self.batches += 1
+                    return self._settle(batch)
+            if await self._store(batch):
+                return None
+            pause = RETRY_PAUSE_S[min(attempt, len(RETRY_PAUSE_S) - 1)]
+            attempt += 1
+            await asyncio.sleep(pause)
+            await self._probe()
+
+    # --- Redis ----------------------------------------------------------------------------------
+
+    async def _connect(self) -> None:
+        """A fresh connection that knows which Redis process it talks to: after a restart the
+        first append makes a new epoch."""
+        connection = new_connection()
+        await connection.connect()
+        self._connection = connection
+        await connection.send_command("INFO", "server", check_health=False)
+        info = await connection.read_response()
+        text = info if isinstance(info, bytes) else str(info).encode()
+        self._run_id = text.partition(b"run_id:")[2][:40]
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(*REDIS_AWAY):
+                await connection.disconnect(nowait=True)
+
+    async def _call(self, words: list[bytes | str]) -> Any:
+        connection = self._connection
+        await connection.send_command(*words, check_health=False)
+        return await connection.read_response()
+
+    async def _append(self, batch: Sequence[Checkpoint], *, hand_off: bool = True) -> None:
+        async with asyncio.timeout(APPEND_TIMEOUT_S):
+            if self._connection is None or not self._connection.is_connected:
+                await self._connect()
+            words = log.pack_append(batch, self.tracker.is_monitored, run_id=self._run_id, hand_off=hand_off)
+            try:
+                await self._call(words)
+            except NoScriptError:
+                await self._call([b"SCRIPT", b"LOAD", log.APPEND.source])
+                await self._call(words)
+
+    async def _open_circuit(self, problem: BaseException) -> None:
+        await self._disconnect()
+        self.redis_away = True
+        self.away_since = time.monotonic()
+        self._next_probe = time.monotonic() + PROBE_EVERY_S
+        logger.warning("Redis does not take checkpoints (%s): they go to PostgreSQL", type(problem).__name__)
+
+    async def _probe(self) -> None:
+        """With the circuit open, see once a second whether Redis is back."""
+        if not self.redis_away or not settings.REDIS_ENABLED or time.monotonic() < self._next_probe:
+            return
+        self._next_probe = time.monotonic() + PROBE_EVERY_S
+        try:
+            await self._come_back()
+        except REDIS_AWAY:
+            await self._disconnect()
+            return
+        self.redis_away = False
+        self.away_since = None
+        logger.warning("Redis takes checkpoints again")
+
+    async def _come_back(self) -> None:
+        """Append what went around the log to the users' streams (it is in PostgreSQL already, so
+        not to the hand-off log), then change the epoch."""
+        around = self._around
+        for start in range(0, len(around), BATCH_CHECKPOINTS):
+            await self._append(around[start : start + BATCH_CHECKPOINTS], hand_off=False)
+        async with asyncio.timeout(APPEND_TIMEOUT_S):
+            if self._connection is None:
+                await self._connect()
+            await self._call([b"EVAL", log.NEW_EPOCH.source, b"1", keys.EPOCH, log.new_epoch_name()])
+        self._around = []
+
+    # --- PostgreSQL, while Redis is away ------------------------------------------------------------
+
+    async def _store(self, batch: list[Checkpoint]) -> bool:
+        """Store the whole of the batch's turns as far as the queue gave them out. False when
+        PostgreSQL is away too."""
+        turns = list(dict.fromkeys(checkpoint.turn for checkpoint in batch))
+        rows = [row for turn in turns for row in turn.checkpoints[turn.in_postgres : turn.taken]]
+        try:
+            async with asyncio.timeout(STORE_TIMEOUT_S):
+                await in_database(store, [row.document for row in rows])
+        except (DataError, IntegrityError):
+            if len(turns) > 1:
+                return await self._store_one_by_one(batch, turns)
+            self._give_up(batch)
+            return True
+        except (Error, TimeoutError, OSError):
+            if not self.postgres_away:
+                logger.exception("neither Redis nor PostgreSQL takes checkpoints: they wait in memory")
+            self.postgres_away = True
+            return False
+        self.postgres_away = False
+        for turn in turns:
+            turn.in_postgres = turn.taken
+        self._settle(batch)
+        if settings.REDIS_ENABLED:
+            self._around = [*self._around, *rows][-KEPT_FOR_REDIS:]
+        return True
+
+    async def _store_one_by_one(self, batch: list[Checkpoint], turns: Sequence["TurnTrack"]) -> bool:
+        """One turn that cannot be stored must not hold the others up."""
+        waiting = list(batch)
+        for turn in turns:
+            own = [checkpoint for checkpoint in batch if checkpoint.turn is turn]
+            if not await self._store(own):
+                batch[:] = waiting
+                return False
+            waiting = [checkpoint for checkpoint in waiting if checkpoint.turn is not turn]
+        return True
+
+    def _give_up(self, batch: Sequence[Checkpoint]) -> None:
+        turn = batch[0].turn
+        turn.in_postgres = turn.taken
+        turn.lose(len(batch), "PostgreSQL refuses them")

@@ -1,0 +1,196 @@
+"""FlowTracker: all that chat calls. Recording is a plain call: no await, no I/O, cannot raise.
+
+A recorded checkpoint waits in a bounded queue for the flusher (flows.flusher), which no client's
+disconnect can cancel.
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from flows.checkpoints import Checkpoint, Turn
+from flows.flusher import Flusher
+
+logger = logging.getLogger(__name__)
+
+QUEUE_LIMIT = 100_000
+"""Checkpoints waiting in one process. Beyond it new ones are given up, counted and said."""
+
+# The start of a step, and the name of what ends it.
+STEP_ENDS = {"llm_thinking": "llm_complete", "tool_call": "tool_result"}
+START_OF = {end: start for start, end in STEP_ENDS.items()}
+
+
+class TurnTrack(Turn):
+    """One running turn as the tracker sees it: its checkpoints so far, and how many are durable."""
+
+    __slots__ = ("_open", "_waiters", "checkpoints", "ended", "given_up", "in_postgres", "settled", "taken", "tracker")
+
+    def __init__(self, tracker: "FlowTracker", user_id: str, session_id: str) -> None:
+        super().__init__(user_id, session_id)
+        self.tracker = tracker
+        # All of them, while the turn runs: with Redis away the whole turn goes to PostgreSQL, since
+        # what Redis acknowledged may not have got there yet and a child needs its parent.
+        self.checkpoints: list[Checkpoint] = []
+        self.taken = 0
+        """how many of `checkpoints` the flusher has taken from the queue"""
+        self.in_postgres = 0
+        """how many of `checkpoints`, from the first, went to PostgreSQL directly"""
+        self.settled = 0
+        """how many are acknowledged by Redis, or by PostgreSQL while Redis is away"""
+        self.given_up = 0
+        self.ended = False
+        self._open: dict[Checkpoint, None] = {}
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+
+    @property
+    def recorded(self) -> int:
+        """How many checkpoints the turn made, those that had to be given up included."""
+        return len(self.checkpoints) + self.given_up
+
+    @property
+    def durable(self) -> int:
+        """How many of them the log has acknowledged."""
+        return self.settled
+
+    def record(self, checkpoint: str, parent: Checkpoint | None = None, /, **metadata: Any) -> Checkpoint:
+        """Write down one fact. Returns it, to be named as a parent; never waits and never raises.
+
+        The metadata belongs to the tracker from now on: do not change it. After `end()` nothing is
+        recorded any more; it is counted as late.
+        """
+        made = Checkpoint(self, checkpoint, parent, metadata)
+        if not self.turn_id:
+            self.turn_id = made.flow_id
+        if self.ended:
+            made.dropped = True
+            self.tracker.late += 1
+            return made
+        self._note_step(made)
+        self._accept(made)
+        return made
+
+    def _note_step(self, made: Checkpoint) -> None:
+        if made.checkpoint in STEP_ENDS:
+            self._open[made] = None
+        elif made.parent is not None and STEP_ENDS.get(made.parent.checkpoint) == made.checkpoint:
+            self._open.pop(made.parent, None)
+
+    def _accept(self, made: Checkpoint) -> None:
+        tracker = self.tracker
+        orphan = made.parent is not None and made.parent.dropped
+        if orphan or len(tracker.queue) >= QUEUE_LIMIT:
+            made.dropped = True
+            self.given_up += 1
+            tracker.give_up(1, "the queue is full", self.turn_id)
+            return
+        self.checkpoints.append(made)
+        tracker.queue.append(made)
+        if tracker.sleeper is not None:
+            tracker.wake()
+
+    def end(self, outcome: str, /, **metadata: Any) -> Checkpoint | None:
+        """Close what is still open as `cancelled`, then write the turn's one flow_end. Later calls
+        do nothing and return None."""
+        if self.ended or not self.checkpoints:
+            self._forget()
+            return None
+        root = self.checkpoints[0]
+        for start in reversed(list(self._open)):
+            self.record(STEP_ENDS[start.checkpoint], start, status="cancelled", duration_ms=self._since(start))
+        flow_end = self.record("flow_end", root, outcome=outcome, **{"duration_ms": self._since(root), **metadata})
+        self._forget()
+        return flow_end
+
+    def _forget(self) -> None:
+        self.ended = True
+        self.tracker.running.pop(self, None)
+
+    @staticmethod
+    def _since(start: Checkpoint) -> float:
+        """Milliseconds since the step began, by the monotonic clock."""
+        return round((time.monotonic() - start.made_at_s) * 1000, 3)
+
+    # --- the flusher's side ---------------------------------------------------------------------
+
+    def settle(self, count: int) -> None:
+        """`count` more checkpoints are acknowledged, or given up after all."""
+        self.settled += count
+        if self._waiters:
+            self._wake_waiters()
+
+    def _wake_waiters(self) -> None:
+        reached = self.settled + self.given_up
+        waiting = []
+        for target, future in self._waiters:
+            if reached < target:
+                waiting.append((target, future))
+            elif not future.done():
+                future.set_result(None)
+        self._waiters = waiting
+
+    def lose(self, count: int, reason: str) -> None:
+        """`count` checkpoints of this turn are given up: they can be kept nowhere."""
+        self.given_up += count
+        self.tracker.give_up(count, reason, self.turn_id)
+        self._wake_waiters()
+
+    async def acknowledged(self, timeout_s: float = 0.25) -> int:
+        """Wait until all that was recorded so far is durable, at most `timeout_s`; returns how many
+        checkpoints are durable then. Never raises but for the caller's own cancellation."""
+        target = self.recorded
+        if self.settled + self.given_up < target:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append((target, future))
+            await asyncio.wait((future,), timeout=timeout_s)
+            future.cancel()
+        return self.settled
+
+
+class FlowTracker:
+    """The tracker of one process: its queue, its running turns and what it counted.
+
+    Used by one event loop at a time; the flusher starts on the loop of the first turn, since Daphne
+    has no start-up hook.
+    """
+
+    def __init__(self) -> None:
+        self.process_id = str(uuid.uuid4())
+        self.queue: deque[Checkpoint] = deque()
+        self.running: dict[TurnTrack, None] = {}
+        self.flusher: Flusher | None = None
+        self.sleeper: Flusher | None = None
+        """the flusher while it sleeps: the next checkpoint wakes it"""
+        self.is_monitored: Callable[[str], bool] = lambda user_id: False
+        """asked by the flusher for each user of a batch, in memory; wiring puts the watch list here"""
+        self.given_up = 0
+        self.late = 0
+
+    def begin(self, *, user_id: str, session_id: str) -> TurnTrack:
+        """A new turn of this user in this session. No I/O; its first `record` makes it real.
+
+        Called on the event loop that serves the turn."""
+        loop = asyncio.get_running_loop()
+        if self.flusher is None or self.flusher.loop is not loop:
+            self.flusher = Flusher(self, loop)
+        track = TurnTrack(self, user_id, session_id)
+        self.running[track] = None
+        return track
+
+    def wake(self) -> None:
+        """Let the flusher look at the queue."""
+        sleeper, self.sleeper = self.sleeper, None
+        if sleeper is not None:
+            sleeper.wake()
+
+    def give_up(self, count: int, reason: str, turn_id: str) -> None:
+        """Count what could not be kept; /readyz and the pages show the number."""
+        self.given_up += count
+        logger.error("gave up %d checkpoints: %s", count, reason, extra={"turn_id": turn_id})
+
+
+tracker = FlowTracker()
