@@ -219,16 +219,29 @@ LOGGING = {
 UNFOLD = {
     "SITE_TITLE": "Omni2",
     "SITE_HEADER": "Omni2",
-    "SITE_SUBHEADER": "See a request happen",
     "SITE_SYMBOL": "account_tree",
     "SITE_URL": "/",
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": "omni2.shell.favicon"}],
     "SHOW_HISTORY": True,
     "SHOW_VIEW_ON_SITE": False,
     "BORDER_RADIUS": "6px",
-    "SIDEBAR": {
-        "show_search": False,
-        "show_all_applications": False,
-        "navigation": "omni2.shell.navigation",
+    # the accent is the blue of a passed check; static/css/omni2.css has the rest of the palette
+    "COLORS": {
+        "primary": {
+            "50": "#eff6ff",
+            "100": "#dbeafe",
+            "200": "#bfdbfe",
+            "300": "#93c5fd",
+            "400": "#60a5fa",
+            "500": "#60a5fa",
+            "600": "#2563eb",
+            "700": "#1d4ed8",
+            "800": "#1e40af",
+            "900": "#1e3a8a",
+            "950": "#172554",
+        },
+        "base": {"700": "#2b3648", "800": "#1c2534", "900": "#0b0f17", "950": "#070a10"},
     },
+    "SIDEBAR": {"show_search": False, "show_all_applications": False, "navigation": "omni2.shell.navigation"},
     "STYLES": ["omni2.shell.stylesheet"],
 }

@@ -1,0 +1,167 @@
+// What a checkpoint is called, looks like and says, on every page. The same words stand in
+// flows/words.py for readers without JavaScript; a browser test holds the two tables equal.
+
+import { clock, count, duration, instant, money, plural, short } from "./format.js";
+
+// kind says the hue (check, model, tool); labels are said by state.
+export const CHECKPOINTS = {
+  auth_check: { icon: "key", kind: "check", ok: "Signed in", refused: "Not let in" },
+  block_check: { icon: "shield_person", kind: "check", ok: "Not blocked", refused: "Blocked" },
+  usage_check: { icon: "speed", kind: "check", ok: "Within limits", refused: "Over limit" },
+  mcp_permission_check: { icon: "policy", kind: "check", ok: "Tools offered", refused: "No tools offered" },
+  tool_filter: { icon: "filter_alt", kind: "check", ok: "Tools offered", refused: "No tools offered" },
+  llm_thinking: { icon: "neurology", kind: "model", running: "Model thinking", open: "Model did not finish" },
+  llm_complete: { icon: "neurology", kind: "model", ok: "Model answered", failed: "Model failed", cancelled: "Model stopped" },
+  tool_call: { icon: "build", kind: "tool" },
+  tool_result: { icon: "build", kind: "tool" },
+  error: { icon: "error", kind: "error", failed: "Failed" },
+  flow_end: { icon: "flag", kind: "end" },
+};
+export const UNKNOWN = { icon: "help_center", kind: "other" };
+
+// The end checkpoint of a step and the start it closes.
+export const ENDS = { llm_complete: "llm_thinking", tool_result: "tool_call" };
+const STARTS = new Set(Object.values(ENDS));
+
+export const OUTCOMES = {
+  completed: { icon: "check_circle", state: "ok", label: "Completed" },
+  refused: { icon: "block", state: "refused", label: "Refused" },
+  failed: { icon: "error", state: "failed", label: "Failed" },
+  disconnected: { icon: "logout", state: "left", label: "Left" },
+  stopped: { icon: "stop_circle", state: "refused", label: "Stopped" },
+  abandoned: { icon: "link_off", state: "left", label: "Abandoned" },
+};
+
+const REASONS = {
+  inactive: "the account is not active",
+  user_inactive: "the account is not active",
+  expired: "the token has expired",
+  revoked: "the token was revoked",
+  user_blocked: "blocked",
+  usage_limit: "over the daily limit",
+  too_many_turns: "too many turns at once",
+  llm_timeout: "the model did not answer in time",
+  llm_failed: "the model failed",
+  llm_unavailable: "no model is available",
+  tool_failed: "a tool failed",
+};
+export const reason = (code) => REASONS[code] ?? short(code);
+
+const isText = (value) => typeof value === "string" && value.trim() !== "";
+const join = (...facts) => facts.filter(isText).join(" · ");
+
+// One row: `start` and, for a step with two checkpoints, its `end`; `over` when the turn has ended.
+// Gives {icon, kind, state, label, facts}; state: running, ok, refused, failed, cancelled, open, left.
+export function describe({ start, end, over }) {
+  const last = end ?? start;
+  const known = CHECKPOINTS[start.checkpoint] ?? UNKNOWN;
+  const state = stateOf(start, end, over);
+  const said = (CHECKPOINTS[last.checkpoint] ?? UNKNOWN)[state] ?? known[state];
+  const write = WORDS[start.checkpoint] ?? WORDS.other;
+  return { icon: known.icon, kind: known.kind, state, label: said ?? start.checkpoint, facts: "", ...write(start, end, state) };
+}
+
+function stateOf(start, end, over) {
+  if (STARTS.has(start.checkpoint) && !end) return over ? "open" : "running";
+  if (start.checkpoint === "error") return "failed";
+  if (start.checkpoint === "flow_end") return OUTCOMES[start.metadata?.outcome]?.state ?? "left";
+  const status = (end ?? start).metadata?.status;
+  if (status === "error") return "failed";
+  if (status === "failed") return CHECKPOINTS[start.checkpoint]?.kind === "check" ? "refused" : "failed";
+  if (status === "cancelled") return "cancelled";
+  return "ok";
+}
+
+const WORDS = {
+  auth_check({ metadata: { method, token, token_name, reason: why } = {} }, _, state) {
+    const name = token ?? token_name;
+    const by = method === "session" ? "browser session" : method === "token" ? (isText(name) ? `token “${short(name, 40)}”` : "token") : "";
+    return { facts: state === "refused" ? join(why && reason(why), by) : by };
+  },
+  block_check({ metadata }, _, state) {
+    return { facts: state === "refused" ? short(metadata?.message ?? metadata?.reason ?? "") : "" };
+  },
+  usage_check({ metadata }, _, state) {
+    return { facts: usage(metadata ?? {}, state === "refused") };
+  },
+  mcp_permission_check: tools,
+  tool_filter: tools,
+  llm_thinking(start, end, state) {
+    const asked = start.metadata ?? {}, answer = end?.metadata ?? {};
+    const round = asked.round > 1 ? `round ${asked.round}` : "";
+    if (state === "running" || state === "open") return { facts: join(asked.model, round) };
+    const chose = state === "ok" && /tool/.test(answer.finish_reason ?? "");
+    const tokens = (answer.input_tokens ?? 0) + (answer.output_tokens ?? 0);
+    return {
+      label: chose ? "Model chose tools" : CHECKPOINTS.llm_complete[state],
+      facts: join(
+        state === "failed" ? short(answer.error ?? answer.code ?? "") : "",
+        asked.model,
+        round,
+        answer.ttft_ms != null ? `first token ${duration(answer.ttft_ms)}` : "",
+        tokens ? `${count(tokens)} tok` : "",
+        answer.cost_usd ? money(answer.cost_usd) : "",
+      ),
+    };
+  },
+  llm_complete: (start, _, state) => WORDS.llm_thinking({ metadata: {} }, start, state),
+  tool_call(start, end, state) {
+    const { tool, server, arguments: given } = start.metadata ?? {};
+    const why = state === "failed" ? end?.metadata?.error ?? end?.metadata?.message ?? "failed" : "";
+    const left = { open: "did not finish", cancelled: "cancelled" }[state] ?? "";
+    return { label: short(tool ?? "tool", 60), facts: join(short(text(why), 120), left, short(given === undefined ? "" : text(given), 120), server ?? "") };
+  },
+  tool_result: (start, _, state) => WORDS.tool_call({ metadata: { tool: start.metadata?.tool } }, start, state),
+  error({ metadata: { code, message } = {} }) {
+    const label = code && REASONS[code] ? capital(REASONS[code]) : "Failed";
+    return { label, facts: join(short(message ?? ""), label === "Failed" ? code : "") };
+  },
+  flow_end({ metadata = {} }) {
+    const { outcome, stopped_by: by, duration_ms: took } = metadata;
+    const label = outcome === "stopped" && isText(by) ? `Stopped by ${short(by, 60)}` : OUTCOMES[outcome]?.label ?? "Ended";
+    const facts = { refused: "no model was called", abandoned: "the process serving it went away", disconnected: "the client went away" }[outcome];
+    return { label, facts: join(facts ?? "", took != null ? `after ${duration(took)}` : "") };
+  },
+  other({ checkpoint, metadata }) {
+    const facts = Object.entries(metadata ?? {}).filter(([, value]) => ["string", "number", "boolean"].includes(typeof value));
+    return { label: short(checkpoint, 60), facts: short(facts.map(([key, value]) => `${key} ${value}`).join(" · ")) };
+  },
+};
+
+function tools({ metadata = {} }, _, state) {
+  const { offered, total, withheld } = metadata;
+  const names = (list) => (Array.isArray(list) ? list.map((one) => (one?.tool ? `${one.tool} (${one.reason ?? "withheld"})` : String(one))) : []);
+  const many = (list) => (Array.isArray(list) ? list.length : list);
+  const all = many(total) ?? (Array.isArray(withheld) && offered !== undefined ? many(offered) + withheld.length : undefined);
+  const numbers = offered === undefined ? "" : all === undefined ? plural(many(offered), "tool") : `${many(offered)} of ${all}`;
+  return { facts: join(numbers, names(withheld).length ? "without " + short(names(withheld).join(", ")) : "", state === "refused" ? short(metadata.reason ?? "") : "") };
+}
+
+const UNITS = { requests: "requests", tokens: "tokens", cost_usd: "", cost: "", turns: "turns at once", turns_at_once: "turns at once" };
+
+// used and limit are either plain numbers (requests) or one number for each kind of limit.
+function usage({ used, limit, resets_at: resets, reason: why, exceeded, limits }, over) {
+  const each = (value) => (value !== null && typeof value === "object" ? value : value === undefined ? {} : { requests: value });
+  const spent = each(used), most = each(limit ?? limits);
+  const hit = exceeded ?? why;
+  const parts = Object.entries(spent)
+    .map(([name, number]) => [name.replace(/_(per_day|today)$/, ""), number, most[name] ?? most[name + "_per_day"]])
+    .filter(([, number, top]) => number != null && top != null)
+    .filter(([name, number, top]) => !over || Number(number) >= Number(top) || isText(hit) && hit.includes(name) || Object.keys(spent).length === 1);
+  const amount = (name, number) => (name.startsWith("cost") ? money(number) : count(number));
+  const said = parts.map(([name, number, top]) => `${amount(name, number)} of ${amount(name, top)} ${UNITS[name] ?? name}`.trim());
+  const told = over ? said : said.slice(0, 1);
+  const first = told.length ? told.join(", ") + (over ? "" : " today") : isText(why) ? reason(why) : "";
+  return join(first, over && isText(resets) ? `free again ${clock(instant(resets))}` : "");
+}
+
+export const text = (value) => (typeof value === "string" ? value : inShort(value));
+
+// {"office": "Oslo", "year": 2026} -> office “Oslo”, year 2026
+function inShort(value) {
+  if (value === null || typeof value !== "object") return String(value);
+  if (Array.isArray(value)) return value.map(inShort).join(", ");
+  return Object.entries(value).map(([key, one]) => `${key} ${typeof one === "string" ? `“${one}”` : inShort(one)}`).join(", ");
+}
+
+const capital = (words) => words.charAt(0).toUpperCase() + words.slice(1);
