@@ -3,6 +3,7 @@
 Settings, the supervisor and the container files all take their names and defaults from here.
 """
 
+import json
 import os
 from pathlib import Path
 from urllib.parse import quote
@@ -66,8 +67,8 @@ def redis_enabled() -> bool:
     return flag("REDIS_ENABLED", default=True)
 
 
-def redis_url() -> str:
-    """The URL of Redis, or "" when none is configured (the supervisor then starts its own)."""
+def given_redis_url() -> str:
+    """The URL of Redis the environment names, or "" (the supervisor then starts its own)."""
     url = text("REDIS_URL")
     if url:
         return url
@@ -81,6 +82,51 @@ def redis_url() -> str:
     return f"redis://{login}{host}:{port}/{number}"
 
 
+def redis_url() -> str:
+    """The URL of Redis: the environment's, else that of the running embedded server, else ""."""
+    return given_redis_url() or running().get("REDIS_URL", "")
+
+
 def database_url() -> str:
-    """The URL of PostgreSQL, or "" when none is configured (the supervisor then starts its own)."""
-    return text("DATABASE_URL")
+    """The URL of PostgreSQL: the environment's, else that of the running embedded server, else ""."""
+    return text("DATABASE_URL") or running().get("DATABASE_URL", "")
+
+
+def secret_key() -> str:
+    """SECRET_KEY, or the one that was made and kept for the embedded run; "" when there is neither."""
+    if text("SECRET_KEY"):
+        return text("SECRET_KEY")
+    try:
+        return (data_dir() / "secret-key").read_text().strip()
+    except OSError:
+        return ""
+
+
+def running() -> dict[str, str]:
+    """The addresses that a running `manage.py up` has noted, so that commands in another terminal find
+    its servers; empty when none runs or the folder is another user's."""
+    try:
+        run = json.loads((data_dir() / "run.json").read_text())
+        return {name: str(run.get(name, "")) for name in ("DATABASE_URL", "REDIS_URL")}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def host() -> str:
+    """Where the web server listens."""
+    return text("OMNI2_HOST", "127.0.0.1")
+
+
+def port() -> int:
+    """The web server's port."""
+    return integer("OMNI2_PORT", 8090, low=1, high=65535)
+
+
+def admin_email() -> str:
+    """The account that `up` makes."""
+    return text("OMNI2_ADMIN_EMAIL", "admin@example.com").lower()
+
+
+def local_model_wanted() -> bool:
+    """Whether the supervisor runs the local model: LLM_MODEL is `local`, and nobody else runs one."""
+    return text("LLM_MODEL", "local") == "local" and not text("LLM_BASE_URL") and not text("OMNI2_LOCAL_MODEL_URL")

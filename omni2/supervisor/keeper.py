@@ -2,7 +2,7 @@
 
 The supervisor holds the writing end of the keeper's standard input and tells it, a JSON line each,
 what has been started. However the supervisor dies, that pipe closes; the keeper then stops the
-parts in the reverse order of their start and removes the socket folder. It works for any user and
+parts, the highest rank first, and removes the socket folder. It works for any user and
 any system, where a parent-death signal is lost as soon as a part changes its user.
 """
 
@@ -44,7 +44,7 @@ class Keeper:
         return self._process.pid
 
     def add(self, process: Known) -> None:
-        """From now on this process does not outlive us; the last added is ended first."""
+        """From now on this process does not outlive us."""
         self._tell({"add": asdict(process)})
 
     def drop(self, pid: int) -> None:
@@ -88,7 +88,7 @@ def main() -> None:
             processes.pop(what["drop"], None)
         elif "remove" in what:
             folders.append(what["remove"])
-    for process in reversed(processes.values()):
+    for process in sorted(processes.values(), key=lambda process: -process.rank):
         process.end()
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)

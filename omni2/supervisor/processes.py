@@ -61,6 +61,8 @@ class Known:
     started: str
     signal: int = signal.SIGTERM
     patience_s: float = 2.0
+    rank: int = 0
+    """of several, the highest is ended first"""
 
     @property
     def alive(self) -> bool:
@@ -89,7 +91,7 @@ class Known:
         return True
 
 
-def known(name: str, pid: int, *, signal: int = signal.SIGTERM, patience_s: float = 2.0) -> Known | None:
+def known(name: str, pid: int, *, signal: int = signal.SIGTERM, patience_s: float = 2.0, rank: int = 0) -> Known | None:
     """The process that has this number now; None when it is already gone."""
     moment = started(pid)
-    return None if moment is None else Known(name, pid, moment, signal, patience_s)
+    return None if moment is None else Known(name, pid, moment, signal, patience_s, rank)

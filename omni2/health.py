@@ -1,0 +1,88 @@
+"""`/healthz`: this process is alive. `/readyz`: it can do its work, and if not, what is missing.
+
+For probes and load balancers: no sign-in, no user data, one round trip to each server.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from django.conf import settings
+from django.db import DatabaseError, connection
+from django.http import HttpRequest, JsonResponse
+from django.urls import path
+from django.views.decorators.cache import never_cache
+from redis import RedisError
+
+from flows.redis import get_redis
+from omni2.database import in_database
+
+# a probe is answered long before its usual limit of some seconds, however long a server hangs
+CHECK_LIMIT_S = 2.0
+
+
+def healthz(request: HttpRequest) -> JsonResponse:
+    """Always 200 while the process answers; asks nobody."""
+    return JsonResponse({"status": "ok"})
+
+
+@never_cache
+async def readyz(request: HttpRequest) -> JsonResponse:
+    """200 when all is ready (or degraded, which says how), else 503; `checks` names each part."""
+    names = list(CHECKS)
+    answers = await asyncio.gather(*(_limited(CHECKS[name]) for name in names))
+    checks = dict(zip(names, answers, strict=True))
+    failed = [name for name, check in checks.items() if check["status"] == "failed"]
+    degraded = [name for name, check in checks.items() if check["status"] == "degraded"]
+    status = "not ready" if failed else "degraded" if degraded else "ready"
+    body = {"status": status, "not_ready": failed, "degraded": degraded, "checks": checks}
+    return JsonResponse(body, status=503 if failed else 200)
+
+
+async def _limited(check: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+    try:
+        async with asyncio.timeout(CHECK_LIMIT_S):
+            return await check()
+    except TimeoutError:
+        return _failed(f"no answer within {CHECK_LIMIT_S:g} s")
+
+
+def _ok(**more: Any) -> dict[str, Any]:
+    return {"status": "ok", **more}
+
+
+def _degraded(reason: str, **more: Any) -> dict[str, Any]:
+    return {"status": "degraded", "reason": reason, **more}
+
+
+def _failed(reason: str, **more: Any) -> dict[str, Any]:
+    # the reason names no host, user or file: anybody may read it
+    return {"status": "failed", "reason": reason, **more}
+
+
+def _select_one() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+
+
+async def postgresql() -> dict[str, Any]:
+    try:
+        await in_database(_select_one)
+    except DatabaseError:
+        return _failed("does not answer")
+    return _ok()
+
+
+async def redis() -> dict[str, Any]:
+    if not settings.REDIS_ENABLED:
+        return {"status": "off", "reason": "REDIS_ENABLED is false: checkpoints go straight to PostgreSQL"}
+    try:
+        await get_redis().ping()
+    except (RedisError, OSError):
+        return _failed("does not answer: chats go on, checkpoints go straight to PostgreSQL")
+    return _ok()
+
+
+CHECKS: dict[str, Callable[[], Awaitable[dict[str, Any]]]] = {"postgresql": postgresql, "redis": redis}
+
+urlpatterns = [path("healthz", healthz, name="healthz"), path("readyz", readyz, name="readyz")]

