@@ -1,3 +1,15 @@
-from django.urls import URLPattern, URLResolver
+"""The history API and the history pages."""
 
-urlpatterns: list[URLPattern | URLResolver] = []
+from django.urls import URLPattern, URLResolver, path
+
+from flows.api import SessionFlows, Turns, UserFlows
+
+# <path:…> because an e-mail address may contain a slash
+api_urls: list[URLPattern | URLResolver] = [
+    path("api/v1/flows/user/<path:user_id>", UserFlows.as_view(), name="flows-of-user"),
+    path("api/v1/flows/session/<path:session_id>", SessionFlows.as_view(), name="flows-of-session"),
+    path("api/v1/turns", Turns.as_view(), name="turns"),
+]
+page_urls: list[URLPattern | URLResolver] = []
+
+urlpatterns = api_urls + page_urls

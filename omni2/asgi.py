@@ -19,6 +19,9 @@ django_application = get_asgi_application()
 from chat.endpoint import ask_application, is_ask_path
 from monitoring.routing import websocket_application
 from omni2 import wiring
+from omni2.intake import intake
+
+checked_django_application = intake(django_application)
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -35,4 +38,4 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
         return await websocket_application(scope, receive, send)
     if is_ask_path(scope["path"]):
         return await ask_application(scope, receive, send)
-    return await django_application(scope, receive, send)
+    return await checked_django_application(scope, receive, send)

@@ -4,11 +4,13 @@ from django.contrib import admin
 from django.urls import include, path
 
 urlpatterns = [
+    path("", include("omni2.health")),
     path("", include("omni2.pages")),
     path("", include("omni2.accounts.urls")),
     path("", include("flows.urls")),
     path("", include("monitoring.urls")),
     path("", include("chat.urls")),
+    path("", include("omni2.api_docs")),
     path("admin/", admin.site.urls),
 ]
 handler400 = "omni2.errors.bad_request"

@@ -1,0 +1,87 @@
+"""Somebody who reads history: whose he may read, how much of it, and the note that he did.
+
+The one door to `flows.history` for API and pages. Without the right flows.view a reader has his
+own history only, without internal metadata. Opening somebody else's is written to the access log
+before anything is shown.
+"""
+
+from dataclasses import asdict, replace
+from datetime import datetime
+from typing import Any
+
+from django.core.exceptions import PermissionDenied
+from django.http import Http404
+
+from flows import history
+from flows.history import DEFAULT_LIMIT, FlowFilters, Page, Session, TurnFilters
+from flows.models import InteractionFlow, Turn
+from omni2.accounts.access import record_access
+from omni2.accounts.models import User
+
+VIEW = "flows.view"
+
+
+class NotYours(PermissionDenied):
+    """Another's history, asked for without the right; says nothing about whether there is any."""
+
+
+class NothingThere(Http404):
+    """No such user or session, or a session that is not his."""
+
+
+class Reader:
+    """What one signed-in user may read. Two queries to make (his rights)."""
+
+    def __init__(self, user: User) -> None:
+        self.user_id = user.user_id
+        self.sees_all = user.has_perm(VIEW)
+
+    def flows_of(
+        self, user_id: str, filters: FlowFilters, *, limit: int = DEFAULT_LIMIT, cursor: str | None = None
+    ) -> Page[InteractionFlow]:
+        """A user's checkpoints, newest first. Raises NotYours, NothingThere, BadCursor."""
+        if user_id != self.user_id and not self.sees_all:
+            raise NotYours("You may read only your own flows.")
+        page = history.flows_of(user_id, filters, limit=limit, cursor=cursor)
+        if not page.rows and user_id != self.user_id and not _exists(user_id):
+            raise NothingThere("There is no such user.")
+        self._note("user", user_id, asdict(filters), further_page=cursor is not None)
+        return page
+
+    def session(self, session_id: str, *, user_id: str | None = None) -> Session:
+        """A session, whole. Raises NothingThere; `user_id` see `history.session()`."""
+        found = history.session(session_id, user_id if self.sees_all else self.user_id)
+        if found is None:
+            raise NothingThere("There is no such session.")
+        self._note("session", found.user_id, {"session_id": session_id})
+        return found
+
+    def turns(self, filters: TurnFilters, *, limit: int = DEFAULT_LIMIT, cursor: str | None = None) -> Page[Turn]:
+        """Turn summaries, the last begun first; his own unless he sees all. Raises NotYours, BadCursor."""
+        if not self.sees_all:
+            if filters.user_id not in {None, self.user_id}:
+                raise NotYours("You may read only your own turns.")
+            filters = replace(filters, user_id=self.user_id)
+        page = history.turns(filters, limit=limit, cursor=cursor)
+        self._note("turns", filters.user_id, asdict(filters), further_page=cursor is not None)
+        return page
+
+    def as_wire(self, row: InteractionFlow) -> dict[str, Any]:
+        """The checkpoint as this reader gets it."""
+        return history.as_wire(row, internal=self.sees_all)
+
+    def _note(self, opened: str, subject: str | None, filters: dict[str, Any], *, further_page: bool = False) -> None:
+        """One line of the access log for another's history (one INSERT); nothing for his own."""
+        if subject == self.user_id:
+            return
+        asked = {
+            key: history.wire_time(value) if isinstance(value, datetime) else value
+            for key, value in filters.items()
+            if value is not None
+        }
+        detail = {"opened": opened, **asked, **({"further_page": True} if further_page else {})}
+        record_access(actor=self.user_id, action="history_opened", subject_user_id=subject, detail=detail)
+
+
+def _exists(user_id: str) -> bool:
+    return User.objects.filter(email=user_id).exists() or history.is_known(user_id)

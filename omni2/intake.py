@@ -1,0 +1,124 @@
+"""What Django gets of a request: a whole body of at most 1 MiB, and nothing it cannot decode.
+
+An ASGI wrapper around Django alone; the ask routes and the sockets read for themselves. Without
+it Django would spool a body of any size to disk, take a chunked one for empty, and answer some
+malformed requests with an empty page where a program expects JSON.
+"""
+
+import codecs
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from omni2.errors import PayloadTooLarge
+
+MAX_BODY_BYTES = 1024 * 1024
+
+Scope = dict[str, Any]
+Message = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+def intake(application: Application) -> Application:
+    """`application`, with every request read and checked first: 413 and 400 are answered here."""
+
+    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+        if not _is_decodable(scope):
+            return await _refuse(send, 400, "bad_request", "This request cannot be understood.")
+        try:
+            body = await _read(scope, receive)
+        except _TooLarge:
+            return await _refuse(send, 413, PayloadTooLarge.default_code, str(PayloadTooLarge.default_detail))
+        except _Gone:
+            return None
+        return await application(_with_length(scope, len(body)), _replay(body, receive), send)
+
+    return checked
+
+
+def _is_decodable(scope: Scope) -> bool:
+    try:
+        scope.get("query_string", b"").decode()
+        scope["path"].encode()
+    except UnicodeError:
+        return False
+    return True
+
+
+class _TooLarge(Exception):
+    pass
+
+
+class _Gone(Exception):
+    """The client left before its body was whole."""
+
+
+async def _read(scope: Scope, receive: Receive) -> bytes:
+    if _announced(scope) > MAX_BODY_BYTES:
+        raise _TooLarge
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _Gone
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY_BYTES:
+            raise _TooLarge
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+def _announced(scope: Scope) -> int:
+    lengths = [value for name, value in scope["headers"] if name == b"content-length"]
+    return max((int(value[:18]) for value in lengths if value.isdigit()), default=0)
+
+
+def _with_length(scope: Scope, length: int) -> Scope:
+    """The scope with the true length (a chunked body announces none) and only charsets Python has."""
+    headers = [
+        (name, _known_charset(value) if name == b"content-type" else value)
+        for name, value in scope["headers"]
+        if name != b"content-length"
+    ]
+    if length:
+        headers.append((b"content-length", str(length).encode()))
+    return {**scope, "headers": headers}
+
+
+def _known_charset(content_type: bytes) -> bytes:
+    """The Content-Type without a charset that is no text encoding (Django takes any codec's name)."""
+    kind, *parameters = content_type.split(b";")
+    kept = [parameter for parameter in parameters if not _is_strange_charset(parameter)]
+    return b";".join([kind, *kept])
+
+
+def _is_strange_charset(parameter: bytes) -> bool:
+    name, _, value = parameter.strip().partition(b"=")
+    if name.strip().lower() != b"charset":
+        return False
+    try:
+        return codecs.lookup(value.strip(b"\"' ").decode("ascii")).name not in {"utf-8", "ascii", "iso8859-1"}
+    except (LookupError, ValueError):
+        return True
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body in one message, and then whatever comes (the disconnect)."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+async def _refuse(send: Send, status: int, code: str, detail: str) -> None:
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps({"detail": detail, "code": code}).encode()})

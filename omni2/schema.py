@@ -1,0 +1,233 @@
+"""The OpenAPI description of the whole API, also of what DRF does not see.
+
+The two ask routes are ASGI routes below Django, so they are described here by hand; the shape of
+errors is added to every operation. `manage.py spectacular --validate --fail-on-warn` must pass.
+"""
+
+from typing import Any
+
+from drf_spectacular.extensions import OpenApiAuthenticationExtension
+from rest_framework import serializers
+
+Schema = dict[str, Any]
+
+FIELD_ERRORS: Schema = {
+    "description": "What is wrong with which field; or `detail` and `code` when it is not about one field.",
+    "type": "object",
+    "additionalProperties": {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
+    "example": {"limit": ["A whole number from 1 to 500 is needed."]},
+}
+
+
+class ErrorSerializer(serializers.Serializer[Any]):
+    """Any error that is not about single fields."""
+
+    detail = serializers.CharField(help_text="for people")
+    code = serializers.CharField(help_text="for programs; does not change")
+
+
+ERROR = ErrorSerializer
+
+
+class ApiAuthenticationScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
+    """Both ways to say who one is; the header wins."""
+
+    target_class = "omni2.accounts.authenticate.ApiAuthentication"
+    name = ["bearer", "session"]
+
+    def get_security_requirement(self, auto_schema: Any) -> list[dict[str, list[Any]]]:
+        return [{"bearer": []}, {"session": []}]
+
+    def get_security_definition(self, auto_schema: Any) -> list[Schema]:
+        return [BEARER, SESSION]
+
+
+BEARER: Schema = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "A token made on the page /tokens/, by POST /api/v1/auth/token or by `manage.py create_token`.",
+}
+SESSION: Schema = {
+    "type": "apiKey",
+    "in": "cookie",
+    "name": "sessionid",
+    "description": "The browser session. Whatever changes something also needs the header X-CSRFToken.",
+}
+
+
+def complete(result: Schema, generator: Any, request: Any, public: bool) -> Schema:
+    """drf-spectacular's last step: add the ask routes, the docs page and the errors every route may answer."""
+    components = result.setdefault("components", {}).setdefault("schemas", {})
+    components.update(ASK_COMPONENTS)
+    components.setdefault("Error", _object({"detail": _STRING, "code": _STRING}, "Any error not about single fields."))
+    result["paths"] = dict(sorted({**result["paths"], **ASK_PATHS, **DOCS_PATH}.items()))
+    for path in result["paths"].values():
+        for method, operation in path.items():
+            if method != "parameters":
+                _complete_operation(operation)
+    return result
+
+
+def _complete_operation(operation: Schema) -> None:
+    content = operation.get("requestBody", {}).get("content", {})
+    if "*/*" in content:
+        # read as JSON whatever it is called; this is what it should be called
+        content["application/json"] = content.pop("*/*")
+    errors = {"400": "Bad request", "503": "`database_unavailable`: try again after `Retry-After` seconds"}
+    if content:
+        errors["413"] = "`payload_too_large`"
+    if operation.get("security"):
+        errors["401"] = "No token or session, or a bad one"
+    for status, description in errors.items():
+        operation["responses"].setdefault(status, _answer(description, _ref("Error")))
+    operation["responses"] = dict(sorted(operation["responses"].items()))
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _object(properties: Schema, description: str, *, optional: tuple[str, ...] = ()) -> Schema:
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "description": description, "properties": properties, "required": required}
+
+
+def _answer(description: str, schema: Schema, media_type: str = "application/json", **headers: str) -> Schema:
+    answer: Schema = {"description": description, "content": {media_type: {"schema": schema}}}
+    if headers:
+        answer["headers"] = {
+            name.replace("_", "-"): {"description": text, "schema": {"type": "string"}}
+            for name, text in headers.items()
+        }
+    return answer
+
+
+_STRING: Schema = {"type": "string"}
+_UUID: Schema = {"type": "string", "format": "uuid"}
+_COUNT: Schema = {"type": "integer", "minimum": 0}
+_MS: Schema = {"type": "number", "minimum": 0}
+
+ASK_COMPONENTS: Schema = {
+    "Ask": _object(
+        {
+            "message": {"type": "string", "minLength": 1, "description": "What is asked"},
+            "session_id": {
+                **_UUID,
+                "nullable": True,
+                "description": "Continues this conversation; without it a new one begins",
+            },
+        },
+        "One message.",
+        optional=("session_id",),
+    ),
+    "AskUsage": _object(
+        {
+            "input_tokens": _COUNT,
+            "output_tokens": _COUNT,
+            "cost_usd": {"type": "number", "nullable": True, "description": "null: the price is not known"},
+        },
+        "What the turn used.",
+    ),
+    "Tracked": _object(
+        {"checkpoints": _COUNT, "durable": _COUNT},
+        "How many checkpoints the turn made, and how many the log has acknowledged.",
+    ),
+    "Answer": _object(
+        {
+            "answer": _STRING,
+            "session_id": _UUID,
+            "turn_id": _UUID,
+            "model": _STRING,
+            "usage": _ref("AskUsage"),
+            "duration_ms": _MS,
+            "tracked": _ref("Tracked"),
+        },
+        "The whole answer at once.",
+    ),
+    "Refusal": {
+        **_object(
+            {
+                "detail": _STRING,
+                "code": _STRING,
+                "turn_id": {**_UUID, "description": "of the refused turn, where one was recorded"},
+                "session_id": _UUID,
+                "used": {"type": "number"},
+                "limit": {"type": "number"},
+                "resets_at": {"type": "string", "format": "date-time"},
+            },
+            "Why a turn was refused.",
+            optional=("turn_id", "session_id", "used", "limit", "resets_at"),
+        ),
+        "additionalProperties": True,
+    },
+}
+
+_EVENTS = """A stream of Server-Sent Events, each `event:` with one line of JSON as `data:`
+
+| event | data |
+|---|---|
+| `session` | `{"session_id","turn_id"}`, first of all |
+| `token` | `{"text"}` as the model produces it |
+| `tool_call` | `{"tool","call_id"}` |
+| `tool_result` | `{"tool","call_id","status","duration_ms"}` |
+| `done` | as the answer of `POST /api/v1/ask`, without `answer` |
+| `error` | `{"code","message","turn_id"}`; after it the stream ends |
+
+A comment line comes when nothing was sent for 15 s. Closing the connection cancels the model call."""
+
+_REFUSALS: Schema = {
+    "400": _answer("The body is not JSON, or a field is wrong", FIELD_ERRORS),
+    "401": _answer("No token, or a bad one", _ref("Refusal")),
+    "403": _answer(
+        "`inactive`, `user_blocked` (with the message meant for the user) or `csrf_failed`", _ref("Refusal")
+    ),
+    "404": _answer("`not_found`: no such session of this user", _ref("Error")),
+    "413": _answer("`payload_too_large`", _ref("Error")),
+    "429": _answer(
+        "`usage_limit` or `too_many_turns`", _ref("Refusal"), Retry_After="Seconds until it is worth another try"
+    ),
+    "503": _answer("`llm_unavailable` or `database_unavailable`", _ref("Refusal")),
+}
+
+
+def _ask(operation_id: str, summary: str, responses: Schema) -> Schema:
+    return {
+        "post": {
+            "operationId": operation_id,
+            "summary": summary,
+            "description": "One turn: a message and its answer. The body is read as JSON whatever its Content-Type.",
+            "tags": ["ask"],
+            "security": [{"bearer": []}, {"session": []}],
+            "requestBody": {"required": True, "content": {"application/json": {"schema": _ref("Ask")}}},
+            "responses": {**responses, **_REFUSALS},
+        }
+    }
+
+
+ASK_PATHS: Schema = {
+    "/api/v1/ask": _ask(
+        "ask",
+        "Ask, and get the whole answer at once",
+        {
+            "200": _answer("The answer", _ref("Answer")),
+            "502": _answer("`llm_failed`: the model did not answer properly", _ref("Refusal")),
+            "504": _answer("`llm_timeout`", _ref("Refusal")),
+        },
+    ),
+    "/api/v1/ask/stream": _ask(
+        "ask_stream",
+        "Ask, and get the answer as it is made",
+        {"200": _answer(_EVENTS, _STRING, "text/event-stream")},
+    ),
+}
+DOCS_PATH: Schema = {
+    "/api/docs/": {
+        "get": {
+            "operationId": "docs",
+            "summary": "This description as a page to try things on",
+            "tags": ["schema"],
+            "security": [{}],
+            "responses": {"200": _answer("The page", _STRING, "text/html")},
+        }
+    }
+}
