@@ -12,11 +12,14 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from flows.capture import mask
+
+if TYPE_CHECKING:
+    from flows.tracker import TurnTrack
 
 METADATA_BYTES = 8192
 NAME_CHARACTERS = 50
@@ -53,9 +56,9 @@ def uuid7(moment_us: int) -> str:
     """UUIDv7 text (RFC 9562): 48 bits of milliseconds, then the microsecond in the 12 bits of rand_a
     (its method 3), so that ids of one process sort like their moments; 62 bits are random."""
     millisecond, microsecond = divmod(moment_us, 1000)
-    value = (
-        millisecond << 80 | 0x7 << 76 | (microsecond * 4096 // 1000) << 64 | 0b10 << 62 | random.getrandbits(62)  # noqa: S311 - an id, not a secret: rights are checked, never guessed
-    )
+    # from a plain generator: an id is not a secret, rights are checked and never guessed
+    head = millisecond << 80 | 0x7 << 76 | (microsecond * 4096 // 1000) << 64
+    value = head | 0b10 << 62 | random.getrandbits(62)
     text = f"{value:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
@@ -81,21 +84,17 @@ def clean_text(text: str) -> str:
 
 def _clean(value: Any, depth: int = 0) -> Any:
     """The value as JSON can hold it: see `encode_metadata`."""
-    if isinstance(value, str):
-        return clean_text(value)
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
         return value if value.bit_length() <= 1024 else None
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if depth >= DEPTH:
-        return "…"
-    if isinstance(value, dict):
+    if isinstance(value, dict) and depth < DEPTH:
         return {clean_text(str(key)): _clean(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, list | tuple | set | frozenset) and depth < DEPTH:
         return [_clean(item, depth + 1) for item in value]
-    return clean_text(str(value))
+    return clean_text(value if isinstance(value, str) else "…" if depth >= DEPTH else str(value))
 
 
 def _cut_strings(value: Any, length: int) -> Any:
@@ -170,7 +169,9 @@ class Checkpoint:
         "turn",
     )
 
-    def __init__(self, turn: "Turn", checkpoint: str, parent: "Checkpoint | None", metadata: dict[str, Any]) -> None:
+    def __init__(
+        self, turn: "TurnTrack", checkpoint: str, parent: "Checkpoint | None", metadata: dict[str, Any]
+    ) -> None:
         self.turn = turn
         self.checkpoint = checkpoint
         self.parent = parent
@@ -180,6 +181,13 @@ class Checkpoint:
         self.dropped = False
         self._flow_id = ""
         self._document = b""
+
+    @classmethod
+    def known(cls, turn: "TurnTrack", flow_id: str) -> "Checkpoint":
+        """One that is stored already, to be named as a parent."""
+        stored = cls(turn, "", None, {})
+        stored._flow_id = flow_id
+        return stored
 
     @property
     def flow_id(self) -> str:
@@ -239,7 +247,7 @@ class Checkpoint:
         return f"<{self.checkpoint} {self.flow_id}>"
 
 
-class Turn:
+class Envelope:
     """What all checkpoints of a turn share. The id is that of its first checkpoint."""
 
     __slots__ = ("_envelope", "session_id", "turn_id", "user_id")

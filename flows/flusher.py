@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
-from django.db import DataError, Error, IntegrityError
+from django.db import Error
 from redis.exceptions import NoScriptError, RedisError
 
 from flows import keys, log
 from flows.checkpoints import Checkpoint
 from flows.redis import new_connection
-from flows.store import store
+from flows.store import is_refusal, store
 from omni2.database import in_database
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class Flusher:
         """A fresh connection that knows which Redis process it talks to: after a restart the
         first append makes a new epoch."""
         connection = new_connection()
-        await connection.connect()
+        await connection.connect()  # type: ignore[no-untyped-call]
         self._connection = connection
         await connection.send_command("INFO", "server", check_health=False)
         info = await connection.read_response()
@@ -243,14 +243,11 @@ class Flusher:
         try:
             async with asyncio.timeout(STORE_TIMEOUT_S):
                 await in_database(store, [row.document for row in rows])
-        except (DataError, IntegrityError):
-            if len(turns) > 1:
+        except (Error, TimeoutError, OSError) as problem:
+            if isinstance(problem, Error) and is_refusal(problem):
                 return await self._store_one_by_one(batch, turns)
-            self._give_up(batch)
-            return True
-        except (Error, TimeoutError, OSError):
             if not self.postgres_away:
-                logger.exception("neither Redis nor PostgreSQL takes checkpoints: they wait in memory")
+                logger.warning("neither Redis nor PostgreSQL takes checkpoints (%s): they wait", type(problem).__name__)
             self.postgres_away = True
             return False
         self.postgres_away = False
@@ -263,6 +260,9 @@ class Flusher:
 
     async def _store_one_by_one(self, batch: list[Checkpoint], turns: Sequence["TurnTrack"]) -> bool:
         """One turn that cannot be stored must not hold the others up."""
+        if len(turns) == 1:
+            self._give_up(batch)
+            return True
         waiting = list(batch)
         for turn in turns:
             own = [checkpoint for checkpoint in batch if checkpoint.turn is turn]

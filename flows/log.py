@@ -58,7 +58,8 @@ for i = first, #ARGV, 3 do
   local channel = ARGV[5 + u * 2]
   if channel ~= '' then
     local cursor = '"' .. epoch .. '.' .. id .. '"'
-    redis.call('PUBLISH', channel, '{"cursor":' .. cursor .. ',"prev":' .. last[u] .. ',"checkpoint":' .. ARGV[i + 2] .. '}')
+    local head = '{"cursor":' .. cursor .. ',"prev":' .. last[u]
+    redis.call('PUBLISH', channel, head .. ',"checkpoint":' .. ARGV[i + 2] .. '}')
     last[u] = cursor
   end
 end
@@ -183,16 +184,16 @@ def reaches_back(position: Position, stream_id: str) -> bool:
 # --- reading -----------------------------------------------------------------------------------
 
 
-def _entries(raw: Sequence[Any]) -> list[Entry]:
-    return [Entry(stream_id.decode(), fields[b"d"]) for stream_id, fields in raw if b"d" in fields]
+def _entries(raw: Any) -> list[Entry]:
+    return [Entry(stream_id.decode(), fields[b"d"]) for stream_id, fields in raw or () if b"d" in fields]
 
 
 async def _run(script: Script, names: Sequence[str], *arguments: bytes) -> Any:
     redis = get_redis()
     try:
-        return await redis.evalsha(script.digest.decode(), len(names), *names, *arguments)  # type: ignore[misc]
+        return await redis.evalsha(script.digest.decode(), len(names), *names, *arguments)
     except NoScriptError:
-        return await redis.eval(script.source, len(names), *names, *arguments)  # type: ignore[misc]
+        return await redis.eval(script.source, len(names), *names, *arguments)
 
 
 async def position(user_id: str) -> Position:
@@ -220,7 +221,18 @@ async def read_after(user_id: str, stream_id: str, *, count: int = 1000, until: 
 
 async def read_recent(user_id: str, *, count: int) -> list[Entry]:
     """The newest `count` entries, oldest first. One round trip."""
-    return _entries(reversed(list(await get_redis().xrevrange(keys.user_stream(user_id), count=count))))
+    newest_first = _entries(await get_redis().xrevrange(keys.user_stream(user_id), count=count))
+    return newest_first[::-1]
+
+
+async def oldest_waiting_ms() -> int | None:
+    """When the oldest checkpoint that is not in PostgreSQL yet was appended (its stream ids' milliseconds;
+    one append uses one millisecond for all its streams); None when nothing waits. One round trip."""
+    pipeline = get_redis().pipeline(transaction=False)
+    for shard in keys.LOG_SHARDS:
+        pipeline.xrange(shard, count=1)
+    oldest = [entries[0][0] for entries in await pipeline.execute() if entries]
+    return min((int(entry_id.partition(b"-")[0]) for entry_id in oldest), default=None)
 
 
 # --- appending ---------------------------------------------------------------------------------
@@ -269,7 +281,5 @@ def pack_append(
             ]
         shard = place(keys.LOG_SHARDS[shard_of(line.turn_id)]) if hand_off else b"0"
         body += [shard, number, line.document]
-    return [
-        b"EVALSHA", APPEND.digest, b"%d" % len(names), *names,
-        run_id, new_epoch_name(), b"%d" % RECENT_ENTRIES, b"%d" % RECENT_SECONDS, b"%d" % len(users), *user_words, *body,
-    ]  # fmt: skip
+    head = [run_id, new_epoch_name(), b"%d" % RECENT_ENTRIES, b"%d" % RECENT_SECONDS, b"%d" % len(users)]
+    return [b"EVALSHA", APPEND.digest, b"%d" % len(names), *names, *head, *user_words, *body]

@@ -9,6 +9,7 @@ import redis.asyncio
 from django.conf import settings
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.retry import Retry as SyncRetry
 
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 5.0
@@ -47,14 +48,14 @@ def get_redis() -> redis.asyncio.Redis:
     return client
 
 
-def new_connection() -> redis.asyncio.Connection:
-    """A connection of one's own, not yet connected: for the flusher, which no request can cancel."""
+def new_connection(**options: Any) -> redis.asyncio.Connection:
+    """A connection of one's own, not yet connected: for the flusher and the relay, which no request can cancel."""
     if not settings.REDIS_ENABLED:
         raise RedisDisabled("Redis is switched off (REDIS_ENABLED=false)")
     pool = redis.asyncio.ConnectionPool.from_url(
-        settings.REDIS_URL, retry=Retry(NoBackoff(), 0), **connection_options()
+        settings.REDIS_URL, retry=Retry(NoBackoff(), 0), **{**connection_options(), **options}
     )
-    connection: redis.asyncio.Connection = pool.make_connection()
+    connection: redis.asyncio.Connection = pool.make_connection()  # type: ignore[no-untyped-call]
     return connection
 
 
@@ -62,4 +63,4 @@ def sync_client() -> sync_redis.Redis:
     """A client for synchronous processes (persister, commands)."""
     if not settings.REDIS_ENABLED:
         raise RedisDisabled("Redis is switched off (REDIS_ENABLED=false)")
-    return sync_redis.Redis.from_url(settings.REDIS_URL, **connection_options())
+    return sync_redis.Redis.from_url(settings.REDIS_URL, retry=SyncRetry(NoBackoff(), 1), **connection_options())

@@ -5,7 +5,7 @@ Used by the persister, and by the flusher while Redis is away: storing twice is 
 
 from collections.abc import Sequence
 
-from django.db import connection
+from django.db import Error, connection
 
 # A row that is there already (by its key, or a second flow_end of a turn) is left out, and only
 # rows that were new count towards the summary: so a repeated delivery changes nothing.
@@ -71,17 +71,45 @@ SELECT count(*) FROM added
 """
 
 
+def _array(documents: Sequence[bytes]) -> str:
+    return (b"[" + b",".join(documents) + b"]").decode()
+
+
+# SQLSTATE classes that speak of the data and not of the server: cardinality, data, integrity,
+# program limits (JSON nested too deep). Sent again, they fail again.
+REFUSALS = ("21", "22", "23", "54")
+
+
+def is_refusal(problem: Error) -> bool:
+    """Whether PostgreSQL refused the data itself; otherwise it is away or busy, and one tries again."""
+    state = getattr(problem.__cause__, "sqlstate", None) or ""
+    return state[:2] in REFUSALS
+
+
 def store(documents: Sequence[bytes]) -> int:
     """Store checkpoint documents; returns how many were new.
 
     One statement, one round trip, idempotent; the turns' summaries are updated from the new rows in
-    the same transaction. Raises django.db.DataError (a document that cannot be a row: nothing of the
-    batch is stored), IntegrityError (a parent that is neither stored nor in the batch) or
-    OperationalError (PostgreSQL is away).
+    the same transaction. Raises django.db.Error, and then nothing of the batch is stored:
+    `is_refusal` tells a document that cannot be a row, or a parent that is neither stored nor in
+    the batch, from a PostgreSQL that is away. UnicodeDecodeError: a document is not UTF-8.
     """
     if not documents:
         return 0
     with connection.cursor() as cursor:
-        cursor.execute(_STORE, [(b"[" + b",".join(documents) + b"]").decode()])
+        cursor.execute(_STORE, [_array(documents)])
         row = cursor.fetchone()
     return int(row[0])
+
+
+_MISSING_PARENTS = """
+SELECT DISTINCT r.parent_id FROM jsonb_to_recordset(%s::jsonb) AS r(flow_id uuid, parent_id uuid)
+WHERE r.parent_id IS NOT NULL AND NOT EXISTS (SELECT FROM interaction_flows f WHERE f.flow_id = r.parent_id)
+"""
+
+
+def missing_parents(documents: Sequence[bytes]) -> list[str]:
+    """The parents these documents name that are not stored. One query."""
+    with connection.cursor() as cursor:
+        cursor.execute(_MISSING_PARENTS, [_array(documents)])
+        return [str(row[0]) for row in cursor.fetchall()]

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from flows.checkpoints import Checkpoint, Turn
+from flows.checkpoints import Checkpoint, Envelope
 from flows.flusher import Flusher
 
 logger = logging.getLogger(__name__)
@@ -25,10 +25,21 @@ STEP_ENDS = {"llm_thinking": "llm_complete", "tool_call": "tool_result"}
 START_OF = {end: start for start, end in STEP_ENDS.items()}
 
 
-class TurnTrack(Turn):
+class TurnTrack(Envelope):
     """One running turn as the tracker sees it: its checkpoints so far, and how many are durable."""
 
-    __slots__ = ("_open", "_waiters", "checkpoints", "ended", "given_up", "in_postgres", "settled", "taken", "tracker")
+    __slots__ = (
+        "_open",
+        "_waiters",
+        "cancel",
+        "checkpoints",
+        "ended",
+        "given_up",
+        "in_postgres",
+        "settled",
+        "taken",
+        "tracker",
+    )
 
     def __init__(self, tracker: "FlowTracker", user_id: str, session_id: str) -> None:
         super().__init__(user_id, session_id)
@@ -44,6 +55,8 @@ class TurnTrack(Turn):
         """how many are acknowledged by Redis, or by PostgreSQL while Redis is away"""
         self.given_up = 0
         self.ended = False
+        self.cancel: Callable[[], None] | None = None
+        """put here by whoever serves the turn: ends his work on it"""
         self._open: dict[Checkpoint, None] = {}
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
 
@@ -105,6 +118,12 @@ class TurnTrack(Turn):
         flow_end = self.record("flow_end", root, outcome=outcome, **{"duration_ms": self._since(root), **metadata})
         self._forget()
         return flow_end
+
+    def abandon(self) -> None:
+        """Stop recording and end the work on it: the sweep has written this turn's flow_end."""
+        self._forget()
+        if self.cancel is not None:
+            self.cancel()
 
     def _forget(self) -> None:
         self.ended = True

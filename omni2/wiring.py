@@ -1,11 +1,119 @@
-"""Ties the apps together: what a web process runs beside its requests."""
+"""Ties the apps together: what a web process runs beside its requests, and what a persister does.
 
+`flows` does not know who is monitored and what a turn costs; here it is told.
+"""
+
+import asyncio
+import logging
+import signal
+import threading
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from types import FrameType
 from typing import Any
+
+from django.db import Error
+
+from chat.usage import settle_abandoned
+from flows import heartbeat
+from flows.persister import Persister
+from flows.sweep import Sweep
+from flows.tracker import tracker
+from monitoring.watchlist import watchlist
+from omni2.database import in_database
+
+logger = logging.getLogger(__name__)
+
+DRAIN_S = 10.0
+"""How long running answers may go on after SIGTERM, and then how long the queue may take to empty."""
+
+FLUSH_S = 5.0
+REFRESH_EVERY_S = 0.5
+
+_started_on: asyncio.AbstractEventLoop | None = None
+_background: set[asyncio.Task[Any]] = set()
 
 
 async def start() -> None:
-    """Start this process's background work once; cheap afterwards."""
+    """Start this process's background work once per event loop; one comparison afterwards."""
+    global _started_on
+    loop = asyncio.get_running_loop()
+    if _started_on is loop:
+        return
+    _started_on = loop
+    tracker.is_monitored = watchlist.is_monitored
+    pulse = heartbeat.Heartbeat(tracker)
+    # before the first turn, so that the sweep can judge it from its first moment
+    await pulse.once()
+    await watchlist.start()
+    _keep(loop.create_task(pulse.run(), name="heartbeat"))
+    _end_in_order(loop)
+
+
+def _keep(task: asyncio.Task[Any]) -> None:
+    # the loop itself holds tasks only weakly
+    _background.add(task)
+    task.add_done_callback(_background.discard)
+
+
+def _end_in_order(loop: asyncio.AbstractEventLoop) -> None:
+    """On SIGTERM and SIGINT let running answers finish, write what was recorded, then let the
+    server end as it would have. Works alike on Daphne and uvicorn, which have no hook in common."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = signal.getsignal(number)
+        if callable(before):
+            signal.signal(number, _Ending(loop, before).begin)
+
+
+class _Ending:
+    """One signal's way to the end: drain first, then the server's own handler."""
+
+    begun = False
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, before: Callable[[int, FrameType | None], Any]) -> None:
+        self.loop = loop
+        self.before = before
+
+    def begin(self, number: int, frame: FrameType | None) -> None:
+        if _Ending.begun:
+            # asked a second time: end now
+            self.before(number, frame)
+            return
+        _Ending.begun = True
+        self.loop.call_soon_threadsafe(self._go, number)
+
+    def _go(self, number: int) -> None:
+        _keep(self.loop.create_task(self._drain(number), name="drain"))
+
+    async def _drain(self, number: int) -> None:
+        try:
+            await drain()
+        finally:
+            self.before(number, None)
+
+
+def draining() -> bool:
+    """Whether this process is about to end and should take no new turn."""
+    return _Ending.begun
+
+
+async def drain() -> None:
+    """Wait for running turns (10 s at most; then they are cancelled), write what was recorded (5 s
+    at most), and say goodbye in PostgreSQL."""
+    deadline = time.monotonic() + DRAIN_S
+    while tracker.running and time.monotonic() < deadline:  # noqa: ASYNC110 - once in a process's life
+        await asyncio.sleep(0.05)
+    for turn in list(tracker.running):
+        if turn.cancel is not None:
+            turn.cancel()
+    if tracker.flusher is not None and not await tracker.flusher.drain(FLUSH_S):
+        logger.error("ended with %d checkpoints not written", len(tracker.queue))
+    try:
+        await in_database(heartbeat.end, tracker.process_id)
+    except (Error, OSError):
+        logger.warning("the end of this process could not be written: the sweep will see it")
 
 
 async def lifespan(
@@ -21,3 +129,25 @@ async def lifespan(
         elif message["type"] == "lifespan.shutdown":
             await send({"type": "lifespan.shutdown.complete"})
             return
+
+
+def persister() -> Persister:
+    """A persister with the sweep beside it, which needs to know who is monitored now."""
+    worker = Persister()
+    sweep = Sweep(is_monitored=watchlist.is_monitored, on_abandoned=settle_abandoned)
+    worker.beside(_every(REFRESH_EVERY_S, watchlist.refresh_sync))
+    worker.beside(sweep)
+    return worker
+
+
+def _every(seconds: float, work: Callable[[], Any]) -> Callable[[], None]:
+    """`work`, but at most once in so many seconds."""
+    due = 0.0
+
+    def maybe() -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + seconds
+            work()
+
+    return maybe

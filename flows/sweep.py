@@ -1,0 +1,166 @@
+"""The sweep: ends the turns of web processes that died, as `abandoned`.
+
+It judges by the process' heartbeat row and PostgreSQL's clock, never by how long a turn takes. The
+claim is a conditional update. The flow_end goes through the log like any other checkpoint, so that
+watchers see it; should the process come back, one flow_end per turn is a unique index.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import redis
+from django.conf import settings
+from django.db import connection, transaction
+from redis.exceptions import NoScriptError
+
+from flows import keys, log
+from flows.checkpoints import Checkpoint
+from flows.models import InteractionFlow
+from flows.redis import sync_client
+from flows.store import store
+from flows.tracker import FlowTracker, TurnTrack
+
+logger = logging.getLogger(__name__)
+
+SWEEP_EVERY_S = 3.0
+PATIENCE_S = 30
+"""A heartbeat unseen for longer means a dead process: six beats."""
+
+HANG_S = 3.0
+
+RECOVERY_S = 20.0
+"""No judgement this soon after the sweep's own start or PostgreSQL's: processes must get the time
+to renew a heartbeat they could not write."""
+
+_CLAIM = """
+UPDATE serving_processes SET ended_at = clock_timestamp()
+WHERE ended_at IS NULL AND seen_at < clock_timestamp() - make_interval(secs => %s)
+  AND pg_postmaster_start_time() < clock_timestamp() - make_interval(secs => %s)
+RETURNING process_id
+"""
+
+# Turns still without an end whose process has ended, in order or not. A turn whose process never
+# wrote a heartbeat at all is judged by its own age.
+_LEFT_OPEN = """
+SELECT t.turn_id, t.user_id, t.session_id, t.started_at, greatest(p.seen_at, t.started_at) AS seen_at
+FROM turns t LEFT JOIN serving_processes p USING (process_id)
+WHERE t.outcome IS NULL
+  AND (p.ended_at < %(before)s OR (p.process_id IS NULL AND t.started_at < clock_timestamp() - interval '2 minutes'))
+  AND EXISTS (SELECT FROM interaction_flows f WHERE f.flow_id = t.turn_id)
+LIMIT 500
+"""
+
+
+class Sweep:
+    """Called beside the persister's loop; looks every few seconds."""
+
+    def __init__(
+        self,
+        *,
+        is_monitored: Callable[[str], bool],
+        on_abandoned: Callable[[str, list[dict[str, Any]]], None],
+    ) -> None:
+        """`on_abandoned(turn_id, rounds)` gets the metadata of the turn's llm_complete checkpoints:
+        what the dead process may not have counted as usage."""
+        self.is_monitored = is_monitored
+        self.on_abandoned = on_abandoned
+        self.abandoned = 0
+        self._tracker = FlowTracker()
+        self._next = time.monotonic() + RECOVERY_S
+        self._redis: redis.Redis | None = sync_client() if settings.REDIS_ENABLED else None
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            return
+        if now > self._next + RECOVERY_S:
+            # this process stood still itself, or could not reach its servers: others may have, too
+            self._next = now + RECOVERY_S
+            return
+        self._next = now + SWEEP_EVERY_S
+        self.once()
+
+    def once(self) -> int:
+        """Claim dead processes; end the open turns of those claimed earlier, once the log is
+        drained past that moment. Returns how many turns it ended."""
+        asked = time.monotonic()
+        before = self._postgres_now()
+        if time.monotonic() - asked > HANG_S:
+            # PostgreSQL stood still: every heartbeat looks old now
+            self._next = time.monotonic() + RECOVERY_S
+            return 0
+        claimed = self._claim()
+        if claimed:
+            logger.warning("%d web processes are dead", claimed)
+        if not self._drained():
+            return 0
+        turns = self._left_open(before)
+        for turn in turns:
+            self._abandon(*turn)
+        return len(turns)
+
+    @staticmethod
+    def _postgres_now() -> Any:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT clock_timestamp()")
+            return cursor.fetchone()[0]
+
+    @staticmethod
+    def _claim() -> int:
+        """Declare silent processes dead; returns how many."""
+        with connection.cursor() as cursor:
+            cursor.execute(_CLAIM, [PATIENCE_S, RECOVERY_S])
+            return len(cursor.fetchall())
+
+    def _drained(self) -> bool:
+        """Whether all that is left in the hand-off log is younger than a second (the persister
+        deletes what it stored). A process is swept at the earliest one round, three seconds, after
+        it was claimed: what it appended is then in PostgreSQL."""
+        if self._redis is None:
+            return True
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.time()
+        for name in keys.LOG_SHARDS:
+            pipeline.xrange(name, count=1)
+        answers: list[Any] = pipeline.execute()
+        seconds, microseconds = answers[0]
+        now_ms = seconds * 1000 + microseconds // 1000
+        oldest = [int(entries[0][0].partition(b"-")[0]) for entries in answers[1:] if entries]
+        return all(entry_ms > now_ms - 1000 for entry_ms in oldest)
+
+    @staticmethod
+    def _left_open(before: Any) -> list[tuple[Any, ...]]:
+        with connection.cursor() as cursor:
+            cursor.execute(_LEFT_OPEN, {"before": before})
+            rows: list[tuple[Any, ...]] = cursor.fetchall()
+            return rows
+
+    def _abandon(self, turn_id: Any, user_id: str, session_id: str, started_at: Any, seen_at: Any) -> None:
+        duration_ms = max(0.0, (seen_at - started_at).total_seconds() * 1000)
+        flow_end = self._flow_end(str(turn_id), user_id, session_id, duration_ms)
+        with transaction.atomic():
+            rounds = InteractionFlow.objects.filter(turn_id=turn_id, checkpoint="llm_complete").order_by("created_at")
+            self.on_abandoned(str(turn_id), [dict(row or {}) for row in rounds.values_list("metadata", flat=True)])
+        self._append([flow_end])
+        self.abandoned += 1
+        logger.warning("a turn was abandoned by its process", extra={"turn_id": turn_id})
+
+    def _flow_end(self, turn_id: str, user_id: str, session_id: str, duration_ms: float) -> Checkpoint:
+        track = TurnTrack(self._tracker, user_id, session_id)
+        track.turn_id = turn_id
+        metadata = {"outcome": "abandoned", "duration_ms": round(duration_ms, 3), "reason": "process_died"}
+        return Checkpoint(track, "flow_end", Checkpoint.known(track, turn_id), metadata)
+
+    def _append(self, checkpoints: Iterable[Checkpoint]) -> None:
+        lines = list(checkpoints)
+        if self._redis is None:
+            store([line.document for line in lines])
+            return
+        words = log.pack_append(lines, self.is_monitored)
+        try:
+            self._redis.execute_command(*words)  # type: ignore[no-untyped-call]
+        except NoScriptError:
+            self._redis.script_load(log.APPEND.source)
+            self._redis.execute_command(*words)  # type: ignore[no-untyped-call]

@@ -1,0 +1,290 @@
+"""The persister stores each checkpoint exactly once, whatever happens between its steps."""
+
+import json
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+from django.db import OperationalError, connection
+
+from flows import keys, persister
+from flows.models import InteractionFlow, Turn
+from flows.persister import Persister, replay_dead_letters
+from flows.redis import sync_client
+from flows.store import store
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("empty_log")]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(persister, "BLOCK_MS", 10)
+
+
+TURN = "0199aaaa-0000-7000-8000-000000000001"
+
+
+@pytest.fixture
+def client() -> Iterator[redis.Redis]:
+    made = sync_client()
+    yield made
+    made.close()
+
+
+def document(number: int, *, parent: int | None = None, turn: str = TURN, **fields: object) -> bytes:
+    flow_id = f"{turn[:-4]}{number:04d}"
+    return json.dumps(
+        {
+            "flow_id": flow_id,
+            "user_id": "bob@example.com",
+            "session_id": "s",
+            "turn_id": turn,
+            "checkpoint": "step",
+            "parent_id": f"{turn[:-4]}{parent:04d}" if parent is not None else None,
+            "metadata": {},
+            "created_at": f"2026-11-22T06:00:00.{number:06d}Z",
+            **fields,
+        }
+    ).encode()
+
+
+def append(client: redis.Redis, *documents: bytes, shard: int = 0) -> None:
+    for one in documents:
+        client.xadd(keys.log_shard(shard), {"d": one})
+
+
+def worker() -> Persister:
+    made = Persister()
+    made.step()  # takes the leases and makes the groups
+    return made
+
+
+def steps(made: Persister, count: int = 3) -> None:
+    for _ in range(count):
+        made.step()
+
+
+def left(client: redis.Redis) -> int:
+    return sum(client.xlen(name) for name in keys.LOG_SHARDS)
+
+
+def test_it_stores_acknowledges_and_deletes(client: redis.Redis) -> None:
+    append(client, document(1), document(2, parent=1), document(3, parent=2))
+    steps(worker())
+    assert InteractionFlow.objects.count() == 3
+    assert left(client) == 0
+    assert client.xpending(keys.log_shard(0), keys.GROUP)["pending"] == 0
+
+
+def test_it_stores_a_repeated_delivery_once(client: redis.Redis) -> None:
+    append(client, document(1), document(1), document(2, parent=1))
+    made = worker()
+    steps(made)
+    append(client, document(2, parent=1))
+    steps(made)
+    assert InteractionFlow.objects.count() == 2
+    assert Turn.objects.get().checkpoints == 2
+    assert made.counts.repeated == 2
+
+
+def test_it_takes_over_what_was_read_and_not_stored(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = worker()
+    append(client, document(1), document(2, parent=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(persister, "store", _raise(OperationalError("killed before the insert")))
+        with pytest.raises(OperationalError):
+            steps(first)
+    for number in range(keys.SHARDS):
+        client.delete(keys.shard_lease(number))  # its lease ran out
+    steps(worker())
+    assert InteractionFlow.objects.count() == 2
+    assert left(client) == 0
+
+
+def test_it_stores_nothing_twice_after_a_commit_without_acknowledgement(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = worker()
+    append(client, document(1), document(2, parent=1), document(3, parent=1, checkpoint="flow_end"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Persister, "_acknowledge", _raise(redis.ConnectionError("killed after the commit")))
+        with pytest.raises(redis.ConnectionError):
+            steps(first)
+    assert InteractionFlow.objects.count() == 3
+    for number in range(keys.SHARDS):
+        client.delete(keys.shard_lease(number))
+    second = worker()
+    steps(second)
+    assert InteractionFlow.objects.count() == 3
+    assert Turn.objects.get().checkpoints == 3
+    assert left(client) == 0
+
+
+def _raise(problem: Exception) -> Callable[..., None]:
+    def raising(*_: object) -> None:
+        raise problem
+
+    return raising
+
+
+def test_it_leaves_a_shard_to_its_holder(client: redis.Redis) -> None:
+    first, second = worker(), worker()
+    assert len(first.shards) == keys.SHARDS
+    assert second.shards == {}
+    append(client, document(1))
+    second.step()
+    assert InteractionFlow.objects.count() == 0
+    steps(first)
+    assert InteractionFlow.objects.count() == 1
+
+
+def test_it_gives_a_shard_up_when_it_overslept(client: redis.Redis) -> None:
+    first = worker()
+    for number in range(keys.SHARDS):
+        client.delete(keys.shard_lease(number))
+    second = worker()
+    first._renewed = 0.0
+    first._hold_shards()
+    assert first.shards == {}
+    assert len(second.shards) == keys.SHARDS
+
+
+def test_it_hands_its_shards_over_when_it_stops(client: redis.Redis) -> None:
+    first = worker()
+    first.stop()
+    first.run()
+    assert len(worker().shards) == keys.SHARDS
+
+
+def test_it_makes_lost_groups_again_and_skips_nothing(client: redis.Redis) -> None:
+    made = worker()
+    client.flushall()
+    append(client, document(1), document(2, parent=1))
+    steps(made)
+    assert InteractionFlow.objects.count() == 2
+
+
+def test_it_waits_for_a_parent_and_stores_the_others(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(persister, "WITHHELD_EVERY_S", 0.0)
+    other = "0199bbbb-0000-7000-8000-000000000001"
+    append(client, document(2, parent=1), document(1, turn=other), document(3, parent=2))
+    made = worker()
+    steps(made)
+    assert [row.turn_id for row in InteractionFlow.objects.all()] == [uuid.UUID(other)]
+    assert left(client) == 2
+    append(client, document(1))
+    steps(made, 4)
+    assert InteractionFlow.objects.count() == 4
+    assert left(client) == 0
+    assert client.xlen(keys.DEAD_LETTERS) == 0
+
+
+def test_it_sets_an_orphan_aside_after_minutes(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(persister, "WITHHELD_EVERY_S", 0.0)
+    monkeypatch.setattr(persister, "PARENT_PATIENCE_S", 0.0)
+    append(client, document(2, parent=1))
+    made = worker()
+    steps(made, 4)
+    assert client.xlen(keys.DEAD_LETTERS) == 1
+    assert left(client) == 0
+    assert replay_dead_letters(client) == (0, 1)
+    store([document(1)])
+    assert replay_dead_letters(client) == (1, 0)
+    assert client.xlen(keys.DEAD_LETTERS) == 0
+    assert InteractionFlow.objects.count() == 2
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        b"not json",
+        b"",
+        b"1",
+        b"[]",
+        b"{}",
+        b"\xff\xfe",
+        document(7, metadata={"x": "nul"}).replace(b"nul", b"\\u0000"),
+        document(7).replace(b'"step"', b'"\\ud800"'),
+        document(7, created_at="not a time"),
+        document(7, flow_id="x"),
+        document(7, user_id=None),
+        document(7, user_id="x" * 256),
+        document(7, checkpoint="x" * 51),
+        b'{"flow_id":' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+    ],
+    ids=range(14),
+)
+def test_it_sets_poison_aside_and_stores_the_rest(client: redis.Redis, poison: bytes) -> None:
+    append(client, document(1), poison, document(2, parent=1))
+    steps(worker())
+    assert InteractionFlow.objects.count() == 2
+    assert left(client) == 0
+    assert client.xlen(keys.DEAD_LETTERS) == (0 if poison == b"" else 1)
+
+
+def test_it_keeps_the_summary_equal_to_the_rows(client: redis.Redis) -> None:
+    answered = {"status": "ok", "input_tokens": 10, "output_tokens": 5, "cost_usd": 0.25, "ttft_ms": 120.5}
+    append(
+        client,
+        document(1, checkpoint="auth_check", metadata={"question": "why?", "process": str(uuid.uuid4())}),
+        document(2, parent=1, checkpoint="llm_thinking", metadata={"model": "m1"}),
+        document(3, parent=2, checkpoint="tool_call", metadata={"tool": "clock"}),
+        document(4, parent=2, checkpoint="llm_complete", metadata=answered),
+        document(5, parent=1, checkpoint="llm_thinking", metadata={"model": "m2"}),
+        document(6, parent=5, checkpoint="llm_complete", metadata=answered),
+        document(7, parent=5, checkpoint="error", metadata={"code": "llm_failed"}),
+        document(8, parent=1, checkpoint="flow_end", metadata={"outcome": "failed", "duration_ms": 12.5}),
+    )
+    steps(worker())
+    turn = Turn.objects.get()
+    assert (turn.question, turn.model, turn.outcome, turn.duration_ms) == ("why?", "m2", "failed", 12.5)
+    assert (turn.checkpoints, turn.tool_calls, turn.input_tokens, turn.output_tokens) == (8, 1, 20, 10)
+    assert (float(turn.cost_usd), turn.ttft_ms, turn.error) == (0.5, 120.5, "llm_failed")
+    assert turn.ended_at.microsecond == 8
+
+
+def test_it_gives_the_same_summary_however_the_rows_are_split() -> None:
+    rows = [
+        document(1, checkpoint="auth_check", metadata={"question": "q"}),
+        document(2, parent=1, checkpoint="usage_check", metadata={"status": "failed", "reason": "usage_limit"}),
+        document(3, parent=1, checkpoint="flow_end", metadata={"outcome": "refused", "duration_ms": 1}),
+    ]
+    store(rows)
+    whole = Turn.objects.values().get()
+    InteractionFlow.objects.all().delete()
+    Turn.objects.all().delete()
+    for row in rows:
+        store([row])
+        store(rows[:1])
+    assert Turn.objects.values().get() == whole
+    assert whole["error"] == "usage_limit"
+
+
+def test_it_ends_a_turn_once(client: redis.Redis) -> None:
+    end = {"checkpoint": "flow_end", "parent": 1}
+    append(client, document(1), document(2, **end, metadata={"outcome": "completed"}))
+    append(client, document(3, **end, metadata={"outcome": "abandoned"}))
+    steps(worker())
+    assert InteractionFlow.objects.filter(checkpoint="flow_end").count() == 1
+    assert Turn.objects.get().outcome == "completed"
+
+
+def test_two_writers_of_the_same_rows_store_them_once() -> None:
+    batches = [[document(n, turn=f"0199cccc-0000-7000-8000-{t:08d}0000") for n in range(20)] for t in range(20)]
+    together = threading.Barrier(2)
+
+    def write(order: list[list[bytes]]) -> None:
+        together.wait()
+        for batch in order:
+            store(batch)
+        connection.close()
+
+    threads = [threading.Thread(target=write, args=(order,)) for order in (batches, batches[::-1])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert InteractionFlow.objects.count() == 400
+    assert set(Turn.objects.values_list("checkpoints", flat=True)) == {20}

@@ -1,0 +1,166 @@
+"""The sweep ends the turns of dead processes, and of no others, once."""
+
+import json
+import uuid
+from datetime import timedelta
+
+import pytest
+import redis
+from django.db.models.functions import Now
+
+from flows import heartbeat, keys, sweep
+from flows.models import InteractionFlow, ServingProcess, Turn
+from flows.persister import Persister
+from flows.redis import sync_client
+from flows.store import store
+from flows.sweep import Sweep
+from flows.tests.test_persister import _quick, document
+from flows.tracker import FlowTracker
+from omni2.database import in_database
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("empty_log")]
+
+__all__ = ["_quick"]
+
+
+@pytest.fixture(autouse=True)
+def _no_recovery(monkeypatch: pytest.MonkeyPatch) -> None:
+    # the test's PostgreSQL has just started, and would not be trusted yet
+    monkeypatch.setattr(sweep, "RECOVERY_S", 0)
+
+
+class Settled:
+    """Remembers what it was told of abandoned turns."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, list[dict]]] = []
+
+    def __call__(self, turn_id: str, rounds: list[dict]) -> None:
+        self.calls.append((turn_id, rounds))
+
+
+def running_turn(process_id: str, number: int = 1) -> str:
+    turn = f"0199aaaa-0000-7000-8000-{number:08d}0001"
+    auth = {"question": "q", "process": process_id}
+    rounds = {"status": "ok", "input_tokens": 3}
+    store(
+        [
+            document(1, turn=turn, checkpoint="auth_check", metadata=auth),
+            document(2, turn=turn, parent=1, checkpoint="llm_complete", metadata=rounds),
+        ]
+    )
+    return turn
+
+
+def process(*, silent_s: float = 0, ended: bool = False) -> str:
+    process_id = str(uuid.uuid4())
+    seen = Now() - timedelta(seconds=silent_s)
+    ServingProcess.objects.create(process_id=process_id, name="host:1", seen_at=seen, ended_at=Now() if ended else None)
+    return process_id
+
+
+def swept(*, monitored: bool = False) -> tuple[Sweep, Settled]:
+    settled = Settled()
+    made = Sweep(is_monitored=lambda user_id: monitored, on_abandoned=settled)
+    made.once()  # claims
+    made.once()  # ends what was claimed before
+    worker = Persister()
+    for _ in range(3):
+        worker.step()
+    worker.stop()
+    worker.run()
+    return made, settled
+
+
+def test_it_ends_the_turns_of_a_silent_process() -> None:
+    turn = running_turn(process(silent_s=40))
+    _, settled = swept()
+    ended = InteractionFlow.objects.get(checkpoint="flow_end")
+    assert (str(ended.turn_id), str(ended.parent_id)) == (turn, turn)
+    assert ended.metadata["outcome"] == "abandoned"
+    assert Turn.objects.get().outcome == "abandoned"
+    assert settled.calls == [(turn, [{"status": "ok", "input_tokens": 3}])]
+
+
+def test_it_leaves_a_living_process_alone_however_long_its_turn_takes() -> None:
+    running_turn(process(silent_s=10))
+    swept()
+    assert Turn.objects.get().outcome is None
+
+
+def test_it_ends_what_a_process_left_that_ended_in_order() -> None:
+    running_turn(process(ended=True))
+    swept()
+    assert Turn.objects.get().outcome == "abandoned"
+
+
+def test_it_ends_a_turn_once_even_if_it_looks_again() -> None:
+    running_turn(process(silent_s=40))
+    made, settled = swept()
+    made.once()
+    swept()
+    assert InteractionFlow.objects.filter(checkpoint="flow_end").count() == 1
+    assert len(settled.calls) == 1
+
+
+def test_it_waits_until_the_log_is_drained() -> None:
+    running_turn(process(silent_s=40))
+    client = sync_client()
+    old_ms = client.time()[0] * 1000 - 5000
+    client.xadd(keys.log_shard(3), {"d": b"{}"}, id=f"{old_ms}-0")
+    settled = Settled()
+    made = Sweep(is_monitored=lambda user_id: False, on_abandoned=settled)
+    assert [made.once(), made.once()] == [0, 0]
+    client.delete(keys.log_shard(3))
+    assert made.once() == 1
+    client.close()
+
+
+def test_it_tells_the_watchers() -> None:
+    running_turn(process(silent_s=40))
+    client: redis.Redis = sync_client()
+    pubsub = client.pubsub()
+    pubsub.subscribe(keys.user_channel("bob@example.com"))
+    pubsub.get_message(timeout=5)
+    swept(monitored=True)
+    message = json.loads(pubsub.get_message(timeout=5)["data"])
+    assert message["checkpoint"]["metadata"]["outcome"] == "abandoned"
+    assert client.xlen(keys.user_stream("bob@example.com")) == 1
+    pubsub.close()
+    client.close()
+
+
+def test_it_does_not_judge_right_after_postgresql_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "RECOVERY_S", 3600)
+    running_turn(process(silent_s=40))
+    swept()
+    assert Turn.objects.get().outcome is None
+
+
+async def test_a_process_that_was_declared_dead_ends_its_turns_and_begins_anew(tracker: FlowTracker) -> None:
+    pulse = heartbeat.Heartbeat(tracker)
+    await pulse.once()
+    before = tracker.process_id
+    turn = tracker.begin(user_id="bob@example.com", session_id="s")
+    root = turn.record("auth_check", None)
+    cancelled = []
+    turn.cancel = lambda: cancelled.append(True)
+    await in_database(lambda: ServingProcess.objects.update(seen_at=Now() - timedelta(seconds=60)))
+    await in_database(Sweep._claim)
+
+    await pulse.once()
+    assert tracker.process_id != before
+    assert cancelled == [True]
+    turn.record("late", root)
+    assert turn.recorded == 1
+    assert turn.end("completed") is None
+    alive = await in_database(lambda: list(ServingProcess.objects.filter(ended_at=None)))
+    assert [str(row.process_id) for row in alive] == [tracker.process_id]
+
+
+async def test_a_process_that_was_late_but_not_declared_dead_goes_on(tracker: FlowTracker) -> None:
+    pulse = heartbeat.Heartbeat(tracker)
+    await pulse.once()
+    before = tracker.process_id
+    await pulse.once()
+    assert tracker.process_id == before

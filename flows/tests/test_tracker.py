@@ -1,0 +1,256 @@
+"""Recording never waits; what the log acknowledged is told; Redis away hurts no chat."""
+
+import asyncio
+import json
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.db import OperationalError
+
+from flows import flusher as flusher_module
+from flows import keys, log
+from flows import tracker as tracker_module
+from flows.models import InteractionFlow, Turn
+from flows.redis import get_redis, sync_client
+from flows.tracker import FlowTracker, TurnTrack
+from omni2 import embedded
+from omni2.database import in_database
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+BOB = "bob@example.com"
+
+
+def begin(tracker: FlowTracker, user_id: str = BOB) -> tuple[TurnTrack, object]:
+    turn = tracker.begin(user_id=user_id, session_id="8a2a6d3e-0000-4000-8000-000000000001")
+    return turn, turn.record("auth_check", None, status="passed", question="hi", process=tracker.process_id)
+
+
+async def names(user_id: str = BOB) -> list[str]:
+    return [json.loads(entry.document)["checkpoint"] for entry in await log.read_recent(user_id, count=10_000)]
+
+
+async def test_it_records_without_any_io(tracker: FlowTracker) -> None:
+    turn, root = begin(tracker)
+    for _ in range(100):
+        turn.record("step", root)
+    # nothing ran in between: the flusher's task has not had its turn yet
+    assert turn.durable == 0
+    assert len(tracker.queue) == turn.recorded == 101
+
+
+async def test_it_acknowledges_what_was_recorded(tracker: FlowTracker) -> None:
+    turn, root = begin(tracker)
+    turn.record("block_check", root, status="passed")
+    assert await turn.acknowledged(5) == 2
+    assert await names() == ["auth_check", "block_check"]
+
+
+async def test_it_shares_a_trip_between_turns(tracker: FlowTracker) -> None:
+    turns = [begin(tracker, f"user{n}@example.com")[0] for n in range(50)]
+    await asyncio.gather(*(turn.acknowledged(5) for turn in turns))
+    assert all(turn.durable == 1 for turn in turns)
+    assert tracker.flusher.batches < 5
+
+
+async def test_it_closes_open_steps_before_the_end(tracker: FlowTracker) -> None:
+    turn, root = begin(tracker)
+    thinking = turn.record("llm_thinking", root, status="started")
+    call = turn.record("tool_call", thinking, status="started")
+    done = turn.record("tool_call", thinking, status="started")
+    turn.record("tool_result", done, status="ok")
+    turn.end("disconnected")
+    made = [(c.checkpoint, c.parent, c.metadata.get("status")) for c in turn.checkpoints[5:]]
+    assert made == [
+        ("tool_result", call, "cancelled"),
+        ("llm_complete", thinking, "cancelled"),
+        ("flow_end", root, None),
+    ]
+    assert turn not in tracker.running
+
+
+async def test_it_ends_a_turn_once(tracker: FlowTracker) -> None:
+    turn, root = begin(tracker)
+    assert turn.end("completed") is not None
+    assert turn.end("failed") is None
+    turn.record("late", root)
+    assert await turn.acknowledged(5) == 2
+    assert tracker.late == 1
+
+
+async def test_it_gives_up_beyond_the_bound_and_counts(tracker: FlowTracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker_module, "QUEUE_LIMIT", 3)
+    turn, root = begin(tracker)
+    made = [turn.record("step", root) for _ in range(4)]
+    child_of_dropped = turn.record("step", made[-1])
+    assert [c.dropped for c in made] == [False, False, True, True]
+    assert child_of_dropped.dropped
+    assert await turn.acknowledged(5) == 3
+    assert turn.recorded == 6
+    assert tracker.given_up == turn.given_up == 3
+
+
+async def test_it_publishes_only_for_the_monitored(tracker: FlowTracker) -> None:
+    tracker.is_monitored = lambda user_id: user_id == BOB
+    pubsub = get_redis().pubsub()
+    await pubsub.psubscribe("flow_events:*")
+    await pubsub.get_message(timeout=5)
+    alone, _ = begin(tracker, "charlie@example.com")
+    await alone.acknowledged(5)
+    turn, root = begin(tracker)
+    turn.record("block_check", root)
+    await turn.acknowledged(5)
+    first, second = [json.loads((await pubsub.get_message(timeout=5))["data"]) for _ in range(2)]
+    await pubsub.aclose()
+    position = await log.position(BOB)
+    assert [first["prev"], second["prev"]] == [None, first["cursor"]]
+    assert second["cursor"] == log.cursor(position.epoch, position.last_id)
+    assert first["checkpoint"] == turn.checkpoints[0].as_dict()
+    assert await names("charlie@example.com") == ["auth_check"]
+
+
+async def test_it_survives_a_flush_and_a_forgotten_script(tracker: FlowTracker) -> None:
+    turn, root = begin(tracker)
+    await turn.acknowledged(5)
+    before = await log.position(BOB)
+    await get_redis().flushall()
+    await get_redis().script_flush()
+    turn.record("block_check", root)
+    assert await turn.acknowledged(5) == 2
+    after = await log.position(BOB)
+    assert after.epoch != before.epoch
+    assert await names() == ["block_check"]
+    assert tracker.flusher.redis_away is False
+
+
+class OwnValkey:
+    """A Valkey of this test's own, to be stopped and started."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.socket = folder / "v.sock"
+        self.process = embedded.start_valkey(folder / "data", self.socket)
+
+    def restart(self) -> None:
+        self.process = embedded.start_valkey(self.folder / "data", self.socket)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def send(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+
+@pytest.fixture
+def valkey(settings: object) -> Iterator[OwnValkey]:
+    with tempfile.TemporaryDirectory(prefix="o2v-") as folder:
+        own = OwnValkey(Path(folder))
+        settings.REDIS_URL = f"unix://{own.socket}"
+        yield own
+        own.send(signal.SIGCONT)
+        own.kill()
+
+
+async def until(condition: object, seconds: float = 15) -> None:
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.05)
+
+
+async def came_back(tracker: FlowTracker) -> None:
+    async def closed() -> bool:
+        return not tracker.flusher.redis_away
+
+    await until(closed)
+
+
+@pytest.mark.parametrize("how", ["killed", "hanging"])
+async def test_it_stores_whole_turns_while_redis_is_away(valkey: OwnValkey, how: str) -> None:
+    tracker = FlowTracker()
+    turn, root = begin(tracker)
+    await turn.acknowledged(5)
+    epoch = (await log.position(BOB)).epoch
+    valkey.kill() if how == "killed" else valkey.send(signal.SIGSTOP)
+    checked = turn.record("block_check", root, status="passed")
+    assert await turn.acknowledged(10) == 2
+    assert tracker.flusher.redis_away is True
+    # its parent was only in the log that is away now, and is stored with it
+    stored = await in_database(lambda: sorted(map(str, InteractionFlow.objects.values_list("flow_id", flat=True))))
+    assert stored == sorted([root.flow_id, checked.flow_id])
+
+    valkey.restart() if how == "killed" else valkey.send(signal.SIGCONT)
+    await came_back(tracker)
+    assert (await log.position(BOB)).epoch != epoch
+    assert set(await names()) == {"auth_check", "block_check"}
+    turn.end("completed")
+    assert await turn.acknowledged(5) == 3
+    await tracker.flusher.stop()
+
+
+async def test_it_waits_in_memory_while_both_are_away(valkey: OwnValkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = FlowTracker()
+    valkey.kill()
+
+    def away(documents: object) -> int:
+        raise OperationalError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(flusher_module, "store", away)
+        turn, root = begin(tracker)
+        turn.record("block_check", root)
+        assert await turn.acknowledged(1) == 0
+        assert tracker.flusher.postgres_away is True
+    valkey.restart()
+    assert await turn.acknowledged(15) == 2
+    assert tracker.given_up == 0
+    await tracker.flusher.stop()
+
+
+async def test_it_goes_straight_to_postgresql_without_redis(settings: object) -> None:
+    settings.REDIS_ENABLED = False
+    tracker = FlowTracker()
+    turn, _ = begin(tracker)
+    turn.end("completed")
+    assert await turn.acknowledged(10) == 2
+    assert await in_database(lambda: Turn.objects.get().outcome) == "completed"
+    await tracker.flusher.stop()
+
+
+async def test_it_keeps_the_hand_off_log_for_the_persister(tracker: FlowTracker) -> None:
+    turn, _ = begin(tracker)
+    turn.end("completed")
+    await turn.acknowledged(5)
+    shard = keys.LOG_SHARDS[log.shard_of(turn.turn_id)]
+    client = sync_client()
+    assert [json.loads(fields[b"d"]) for _, fields in client.xrange(shard)] == [c.as_dict() for c in turn.checkpoints]
+    client.close()
+
+
+async def test_it_asks_postgresql_nothing_while_redis_is_there(
+    tracker: FlowTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(flusher_module, "in_database", lambda *work: asked.append(work))
+    turn, _ = begin(tracker)
+    turn.end("completed")
+    assert await turn.acknowledged(5) == 2
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", "e", "e.", ".1-1", "e.1", "e.1-", "e.-1", "e.1-1-1", "é.1-1", "e.1-x", "e.١-1", "e" * 41 + ".1-1",
+     "e.99999999999999999999-1", "e.1-1\n", " e.1-1", "e.+1-1"],
+)  # fmt: skip
+def test_it_refuses_a_malformed_cursor(text: str) -> None:
+    with pytest.raises(ValueError, match="not a cursor"):
+        log.split_cursor(text)
+
+
+def test_it_reads_its_own_cursor() -> None:
+    assert log.split_cursor(log.cursor("abc123", "1763791-12")) == ("abc123", "1763791-12")

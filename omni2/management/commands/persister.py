@@ -1,0 +1,18 @@
+"""`manage.py persister`: moves checkpoints from the log to PostgreSQL until it is told to stop."""
+
+import signal
+from typing import Any
+
+from django.core.management.base import BaseCommand
+
+from omni2 import wiring
+
+
+class Command(BaseCommand):
+    help = "Move checkpoints from Redis to PostgreSQL, and end the turns of dead web processes. Runs until SIGTERM."
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        worker = wiring.persister()
+        signal.signal(signal.SIGTERM, worker.stop)
+        signal.signal(signal.SIGINT, worker.stop)
+        worker.run()
