@@ -79,6 +79,8 @@ class TurnTrack(Envelope):
         made = Checkpoint(self, checkpoint, parent, metadata)
         if not self.turn_id:
             self.turn_id = made.flow_id
+        elif parent is None and not self.checkpoints:
+            made._flow_id = self.turn_id
         if self.ended:
             made.dropped = True
             self.tracker.late += 1
@@ -189,14 +191,18 @@ class FlowTracker:
         self.given_up = 0
         self.late = 0
 
-    def begin(self, *, user_id: str, session_id: str) -> TurnTrack:
+    def begin(self, *, user_id: str, session_id: str, turn_id: str = "") -> TurnTrack:
         """A new turn of this user in this session. No I/O; its first `record` makes it real.
+
+        `turn_id` is for a caller that had to reserve something under it before: the first
+        checkpoint then takes it as its flow_id.
 
         Called on the event loop that serves the turn."""
         loop = asyncio.get_running_loop()
         if self.flusher is None or self.flusher.loop is not loop:
             self.flusher = Flusher(self, loop)
         track = TurnTrack(self, user_id, session_id)
+        track.turn_id = turn_id
         self.running[track] = None
         return track
 
