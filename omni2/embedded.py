@@ -21,7 +21,7 @@ from urllib.parse import quote
 import psycopg
 import redis
 
-from omni2.supervisor.processes import Known, command_line, known
+from omni2.supervisor.processes import command_line, known
 
 # sockaddr_un holds 104 bytes on macOS and 108 on Linux, the closing NUL included
 LONGEST_SOCKET_PATH = 103
@@ -291,8 +291,3 @@ def stop(process: "subprocess.Popen[bytes]", *, number: int = signal.SIGTERM, pa
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def as_known(process: "subprocess.Popen[bytes]", name: str, *, number: int = signal.SIGTERM) -> Known | None:
-    """What the keeper needs to end it."""
-    return known(name, process.pid, signal=number, patience_s=5)
