@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from django.http import Http404
-from rest_framework.exceptions import NotAcceptable, ParseError
+from rest_framework.exceptions import NotAcceptable, ParseError, ValidationError
 from rest_framework.negotiation import DefaultContentNegotiation
 from rest_framework.parsers import BaseParser, JSONParser
 from rest_framework.renderers import BaseRenderer
@@ -65,8 +65,8 @@ def _enclosed(opening: str, parts: Sequence[list[tuple[bool, Any]]], closing: st
 class AnyTypeJSONParser(JSONParser):
     """Reads the body as one JSON object, whatever its Content-Type says.
 
-    Refused as parse_error: bad UTF-8, NaN and infinities (also 1e999), numbers of thousands of
-    digits, nesting beyond Python's recursion, anything that is not an object.
+    Refused as parse_error: bad UTF-8, nesting beyond Python's recursion, anything that is not an
+    object; under the name of its field: NaN, infinities, numbers too large to be meant.
     """
 
     media_type = "*/*"
@@ -74,28 +74,45 @@ class AnyTypeJSONParser(JSONParser):
     def parse(
         self, stream: IO[Any], media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        try:
-            body = json.loads(stream.read().decode("utf-8-sig"), parse_constant=_refuse, parse_float=_finite)
-        except UnicodeDecodeError:
-            raise ParseError("The body is not UTF-8.") from None
-        except RecursionError:
-            raise ParseError("The body is nested too deeply.") from None
-        except ValueError as problem:
-            raise ParseError(f"The body is not JSON: {problem}") from None
+        body = _parsed(stream.read())
         if not isinstance(body, dict):
             raise ParseError("The body must be a JSON object.")
+        wrong = {name: [NO_NUMBER] for name, value in body.items() if _holds_no_number(value)}
+        if wrong:
+            raise ValidationError(wrong)
         return body
 
 
-def _refuse(word: str) -> float:
-    raise ValueError(f"{word} is not a number in JSON")
+NO_NUMBER = "NaN, infinities and numbers of hundreds of digits are not accepted."
+MAX_DIGITS = 300
 
 
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if not math.isfinite(number):
-        raise ValueError("a number is too large")
-    return number
+def _parsed(body: bytes) -> Any:
+    """The JSON; what is no usable number becomes NaN."""
+    try:
+        return json.loads(body.decode("utf-8-sig"), parse_int=_int)
+    except UnicodeDecodeError:
+        raise ParseError("The body is not UTF-8.") from None
+    except RecursionError:
+        raise ParseError("The body is nested too deeply.") from None
+    except ValueError as problem:
+        raise ParseError(f"The body is not JSON: {problem}") from None
+
+
+def _int(digits: str) -> float:
+    return int(digits) if len(digits) <= MAX_DIGITS else math.nan
+
+
+def _holds_no_number(value: Any) -> bool:
+    """Whether there is a number in it, at any depth, that is not finite."""
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, float) and not math.isfinite(item):
+            return True
+        if isinstance(item, dict | list):
+            todo.extend(item.values() if isinstance(item, dict) else item)
+    return False
 
 
 class AlwaysJSON(DefaultContentNegotiation):

@@ -45,7 +45,7 @@ class ApiAuthenticationScheme(OpenApiAuthenticationExtension):  # type: ignore[n
 BEARER: Schema = {
     "type": "http",
     "scheme": "bearer",
-    "description": "A token made on the page /tokens/, by POST /api/v1/auth/token or by `manage.py create_token`.",
+    "description": "A token made on the page /account/tokens/, by POST /api/v1/auth/token or by `manage.py create_token`.",
 }
 SESSION: Schema = {
     "type": "apiKey",
