@@ -16,8 +16,8 @@ DATA_DIR: Path = env.data_dir()
 DEBUG = env.flag("DEBUG", default=False)
 # `up` and the tests hand a kept key over; a bare `manage.py` command that signs nothing may do
 # with a fresh one. A server without SECRET_KEY refuses to start: see omni2.asgi.
-SECRET_KEY = env.text("SECRET_KEY") or "not-configured-" + secrets.token_urlsafe(32)
-SECRET_KEY_CONFIGURED = bool(env.text("SECRET_KEY"))
+SECRET_KEY = env.secret_key() or "not-configured-" + secrets.token_urlsafe(32)
+SECRET_KEY_CONFIGURED = bool(env.secret_key())
 ALLOWED_HOSTS = [
     host.strip() for host in env.text("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]").split(",") if host.strip()
 ]
@@ -184,6 +184,7 @@ REST_FRAMEWORK = {
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
     "DEFAULT_RENDERER_CLASSES": ["omni2.rest.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["omni2.rest.AnyTypeJSONParser"],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "omni2.rest.AlwaysJSON",
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
     "EXCEPTION_HANDLER": "omni2.errors.exception_handler",
     "UNAUTHENTICATED_USER": "django.contrib.auth.models.AnonymousUser",
@@ -192,7 +193,10 @@ SPECTACULAR_SETTINGS = {
     "TITLE": "Omni2",
     "DESCRIPTION": "A self-hosted LLM chat endpoint that lets admins see a user's request happen.",
     "VERSION": "0.1.0",
-    "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_INCLUDE_SCHEMA": True,
+    "POSTPROCESSING_HOOKS": ["drf_spectacular.hooks.postprocess_schema_enums", "omni2.schema.complete"],
+    # the default would have the page ask a server of Swagger's whether the schema is valid
+    "SWAGGER_UI_SETTINGS": {"deepLinking": True, "validatorUrl": None},
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "REDOC_DIST": "SIDECAR",
