@@ -6,12 +6,12 @@ reads from other threads marks itself `django_db(transaction=True)`.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
 import pytest
+from django.contrib.auth.hashers import PBKDF2PasswordHasher
 
 PASSWORD = "correct horse battery staple"
 RIGHTS = {
@@ -22,12 +22,19 @@ RIGHTS = {
 HOMES = {"monitoring": "monitoreduser", "flows": "interactionflow"}
 
 
-@cache
-def _password_hash() -> str:
-    """One cheap hash for all: the real work factor would cost each test a third of a second."""
-    from django.contrib.auth.hashers import PBKDF2PasswordHasher
+class CheapPasswords(PBKDF2PasswordHasher):
+    """The product's hash with next to no work: the real one costs a third of a second each."""
 
-    return PBKDF2PasswordHasher().encode(PASSWORD, "salt-of-the-cast", iterations=1)
+    iterations = 1
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cheap_passwords(django_test_environment: None) -> Iterator[None]:
+    """In this process; servers that a test starts hash as in life (and rehash at the first sign-in)."""
+    from django.test import override_settings
+
+    with override_settings(PASSWORD_HASHERS=["tests.people.CheapPasswords"]):
+        yield
 
 
 def make_group(name: str) -> Any:
@@ -49,8 +56,7 @@ def make_person(email: str, name: str, *groups: str, **fields: Any) -> Any:
     """A person of one's own, able to sign in with PASSWORD."""
     from omni2.accounts.models import User
 
-    user = User(email=email, name=name, password=_password_hash(), **fields)
-    user.save()
+    user = User.objects.create_user(email, PASSWORD, name=name, **fields)
     user.groups.set([make_group(group) for group in groups])
     return user
 

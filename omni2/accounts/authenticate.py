@@ -94,18 +94,16 @@ def authenticate_token(token: str) -> Identity:
     if not TOKEN.fullmatch(token):
         return UNKNOWN_TOKEN
     row = (
-        ApiToken.objects.select_related("user")
-        .annotate(
-            expired=ExpressionWrapper(Q(expires_at__lte=Now()), output_field=BooleanField()),
-            use_is_old=ExpressionWrapper(_use_is_old(), output_field=BooleanField()),
-        )
+        ApiToken.objects.with_state()
+        .annotate(use_is_old=ExpressionWrapper(_use_is_old(), output_field=BooleanField()))
+        .select_related("user")
         .filter(digest=ApiToken.digest_of(token))
         .order_by()
         .first()
     )
     if row is None:
         return UNKNOWN_TOKEN
-    problem = _problem(row, expired=row.expired)
+    problem = _problem(row.state, row.user)
     if problem is None and row.use_is_old:
         # conditional: of many requests at once, one writes
         ApiToken.objects.filter(_use_is_old(), pk=row.pk).update(last_used_at=Now())
@@ -123,13 +121,13 @@ def _use_is_old() -> Q:
     return Q(last_used_at__isnull=True) | Q(last_used_at__lt=Now() - USE_NOTED_EVERY)
 
 
-def _problem(row: ApiToken, *, expired: bool) -> Problem | None:
+def _problem(state: str, user: User) -> Problem | None:
     # The token comes before its owner: one that was taken back tells nothing about the account.
-    if row.revoked_at is not None:
+    if state == "revoked":
         return "revoked"
-    if expired:
+    if state == "expired":
         return "expired"
-    return None if row.user.is_active else "inactive"
+    return None if user.is_active else "inactive"
 
 
 def authenticate_header(value: str) -> Identity:

@@ -5,17 +5,18 @@ A person is known everywhere by his e-mail address, lower-cased.
 
 import hashlib
 import secrets
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.contrib.auth.models import PermissionsMixin
 from django.db import models, transaction
-from django.db.models.functions import Lower, Now
+from django.db.models.functions import Least, Lower, Now
 from django.utils import timezone
 
 TOKEN_DAYS = 90
 TOKEN_DAYS_MAX = 3650
+TOKEN_NAME_LENGTH_MAX = 100
 # 256 random bits, so a plain digest is enough: there is nothing to guess, and nothing to salt.
 TOKEN_BYTES = 32
 # The mark lets secret scanners and our own masking know a token when they see one.
@@ -87,6 +88,16 @@ class User(AbstractBaseUser, PermissionsMixin):
 
 
 class ApiTokenQuerySet(models.QuerySet["ApiToken"]):
+    def with_state(self) -> "ApiTokenQuerySet":
+        """Adds `state`, by PostgreSQL's clock: what was taken back stays so, then what has expired."""
+        return self.annotate(
+            state=models.Case(
+                models.When(revoked_at__isnull=False, then=models.Value("revoked")),
+                models.When(expires_at__lte=Now(), then=models.Value("expired")),
+                default=models.Value("usable"),
+            )
+        )
+
     def usable(self) -> "ApiTokenQuerySet":
         """Neither revoked nor expired, by PostgreSQL's clock; the user's state is not looked at."""
         return self.filter(revoked_at=None, expires_at__gt=Now())
@@ -97,7 +108,9 @@ class ApiTokenQuerySet(models.QuerySet["ApiToken"]):
 
 
 class ApiTokenManager(models.Manager.from_queryset(ApiTokenQuerySet)):  # type: ignore[misc]
-    def issue(self, user: User, *, name: str = "", days: float = TOKEN_DAYS) -> "tuple[ApiToken, str]":
+    def issue(
+        self, user: User, *, name: str = "", days: float = TOKEN_DAYS, not_after: datetime | None = None
+    ) -> "tuple[ApiToken, str]":
         """A new token and its text. The text is kept nowhere: this is the only time it is known."""
         text = MARK + secrets.token_urlsafe(TOKEN_BYTES)
         token = self.create(
@@ -105,7 +118,8 @@ class ApiTokenManager(models.Manager.from_queryset(ApiTokenQuerySet)):  # type: 
             name=name,
             digest=ApiToken.digest_of(text),
             prefix=text[:PREFIX_LENGTH],
-            expires_at=Now() + timedelta(days=days),
+            # LEAST ignores a null
+            expires_at=Least(Now() + timedelta(days=days), models.Value(not_after, models.DateTimeField())),
         )
         token.refresh_from_db(fields=["created_at", "expires_at"])
         return token, text
@@ -115,7 +129,7 @@ class ApiToken(models.Model):
     """What a program signs in with. Its text is never stored, only the SHA-256 of it."""
 
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="tokens")
-    name = models.CharField(max_length=100, blank=True, help_text="what it is for")
+    name = models.CharField(max_length=TOKEN_NAME_LENGTH_MAX, blank=True, help_text="what it is for")
     digest = models.CharField(max_length=64, unique=True, editable=False)
     prefix = models.CharField(max_length=PREFIX_LENGTH, editable=False, help_text="how the token begins")
     created_at = models.DateTimeField(db_default=Now(), editable=False)

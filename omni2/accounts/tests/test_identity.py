@@ -207,8 +207,10 @@ def test_a_session_that_is_over_is_nobody(at_home) -> None:
 
 
 def test_a_session_of_a_user_who_is_gone_is_nobody(at_home, bob) -> None:
-    assert at_home.session[SESSION_KEY] == str(bob.pk)
-    bob.delete()
+    session = at_home.session
+    assert session[SESSION_KEY] == str(bob.pk)
+    session[SESSION_KEY] = "999999"
+    session.save()
     assert authenticate_scope(scope_of(cookie_of(at_home))).user is None
 
 
