@@ -87,8 +87,8 @@ def flows_of(
     return Page(_readable(page.rows), page.next)
 
 
-def session(session_id: str, user_id: str | None = None) -> Session | None:
-    """A session, whole; None when nothing is stored of it. Two queries.
+def session(session_id: str, user_id: str | None = None, *, since: datetime | None = None) -> Session | None:
+    """A session, whole (its checkpoints from `since` on, if given); None when nothing is stored of it. Two queries.
 
     A session has one user. Only refused turns, which make no conversation, can bring another's
     rows under the same id: then it is the session of `user_id`, or of whoever came first.
@@ -102,7 +102,8 @@ def session(session_id: str, user_id: str | None = None) -> Session | None:
     if owner is None:
         return None
     turns = list(Turn.objects.filter(session_id=session_id, user_id=owner).order_by("started_at", "turn_id"))
-    rows = _readable(_stored().filter(session_id=session_id, user_id=owner).order_by("created_at", "flow_id"))
+    stored = _between(_stored().filter(session_id=session_id, user_id=owner), "created_at", since, None)
+    rows = _readable(stored.order_by("created_at", "flow_id"))
     return Session(session_id, owner, turns, rows) if rows else None
 
 

@@ -3,6 +3,7 @@
 from django.urls import URLPattern, URLResolver, path
 
 from flows.api import SessionFlows, Turns, UserFlows
+from flows.pages import page_urls
 
 # <path:…> because an e-mail address may contain a slash
 api_urls: list[URLPattern | URLResolver] = [
@@ -10,6 +11,4 @@ api_urls: list[URLPattern | URLResolver] = [
     path("api/v1/flows/session/<path:session_id>", SessionFlows.as_view(), name="flows-of-session"),
     path("api/v1/turns", Turns.as_view(), name="turns"),
 ]
-page_urls: list[URLPattern | URLResolver] = []
-
 urlpatterns = api_urls + page_urls

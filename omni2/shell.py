@@ -19,8 +19,8 @@ ADMIN_PLACES: dict[str, tuple[str, str, str]] = {
     "monitoring.monitoreduser": ("People", "Monitored", "visibility"),
     "chat.userlimits": ("People", "Blocks and limits", "shield_person"),
     "monitoring.omni2config": ("System", "Config", "tune"),
-    "accounts.token": ("System", "Tokens", "vpn_key"),
-    "accounts.accesslogentry": ("System", "Access log", "policy"),
+    "accounts.apitoken": ("System", "Tokens", "vpn_key"),
+    "accounts.accesslog": ("System", "Access log", "policy"),
     "auth.group": ("System", "Groups", "groups"),
 }
 GROUPS = ("Flows", "Talk", "People", "System")
@@ -85,7 +85,8 @@ def _item(request: HttpRequest, link: Link) -> dict[str, Any]:
 @cache
 def _looks() -> dict[str, Any]:
     """The part of the admin's look that is the same for everybody, read once from settings.UNFOLD."""
-    site, request = admin.site, HttpRequest()
+    site: Any = admin.site  # unfold's, which has put itself in the place of Django's
+    request = HttpRequest()
     looks = ("SITE_TITLE", "SITE_HEADER", "SITE_SUBHEADER", "SITE_SYMBOL", "SITE_URL", "BORDER_RADIUS", "THEME")
     return {
         **{name.lower(): site._get_config(name, request) for name in looks},

@@ -433,6 +433,7 @@ export class FlowTree {
     this.dirty = new Set();
     this.held = []; // turns that wait, because drawing them would push what is being read
     this.follow = true;
+    this.still = false; // no clock ticks: the picture is held, or nobody tells any more
     this.current = element("div", { className: "turns-now" });
     this.earlier = element("div", { className: "turns-earlier" });
     this.more = button("", { className: "button held-turns", symbol: "arrow_upward" }, () => this.release());
@@ -722,6 +723,6 @@ let ticking = null;
 function startTicking() {
   ticking ??= setInterval(() => {
     if (document.hidden) return;
-    for (const tree of TREES) for (const turn of tree.running) if (turn.article) turn.tick();
+    for (const tree of TREES) for (const turn of tree.still ? [] : tree.running) if (turn.article) turn.tick();
   }, 200);
 }

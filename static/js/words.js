@@ -1,7 +1,7 @@
 // What a checkpoint is called, looks like and says, on every page. The same words stand in
 // flows/words.py for readers without JavaScript; a browser test holds the two tables equal.
 
-import { clock, count, duration, instant, money, plural, short } from "./format.js";
+import { count, duration, hour, instant, money, plural, short } from "./format.js";
 
 // kind says the hue (check, model, tool); labels are said by state.
 export const CHECKPOINTS = {
@@ -32,20 +32,25 @@ export const OUTCOMES = {
   abandoned: { icon: "link_off", state: "left", label: "Abandoned" },
 };
 
-const REASONS = {
+// Codes of refusals and errors, in words.
+export const REASONS = {
   inactive: "the account is not active",
-  user_inactive: "the account is not active",
   expired: "the token has expired",
   revoked: "the token was revoked",
   user_blocked: "blocked",
   usage_limit: "over the daily limit",
   too_many_turns: "too many turns at once",
-  llm_timeout: "the model did not answer in time",
   llm_failed: "the model failed",
-  llm_unavailable: "no model is available",
+  llm_timeout: "the model did not answer in time",
+  llm_rate_limited: "the model has too much to do",
+  llm_unavailable: "the model cannot be reached",
+  context_too_long: "too long for the model",
   tool_failed: "a tool failed",
+  too_many_rounds: "too many rounds of tools",
+  too_many_tool_calls: "too many tools at once",
+  internal_error: "something went wrong",
 };
-export const reason = (code) => REASONS[code] ?? short(code);
+export const reason = (code) => REASONS[code] ?? short(code).replaceAll("_", " ");
 
 const isText = (value) => typeof value === "string" && value.trim() !== "";
 const join = (...facts) => facts.filter(isText).join(" · ");
@@ -106,10 +111,10 @@ const WORDS = {
   },
   llm_complete: (start, _, state) => WORDS.llm_thinking({ metadata: {} }, start, state),
   tool_call(start, end, state) {
-    const { tool, server, arguments: given } = start.metadata ?? {};
+    const { tool, arguments: given } = start.metadata ?? {};
     const why = state === "failed" ? end?.metadata?.error ?? end?.metadata?.message ?? "failed" : "";
     const left = { open: "did not finish", cancelled: "cancelled" }[state] ?? "";
-    return { label: short(tool ?? "tool", 60), facts: join(short(text(why), 120), left, short(given === undefined ? "" : text(given), 120), server ?? "") };
+    return { label: short(tool ?? "tool", 60), facts: join(short(text(why), 120), left, short(given === undefined ? "" : text(given), 120)) };
   },
   tool_result: (start, _, state) => WORDS.tool_call({ metadata: { tool: start.metadata?.tool } }, start, state),
   error({ metadata: { code, message } = {} }) {
@@ -137,25 +142,32 @@ function tools({ metadata = {} }, _, state) {
   return { facts: join(numbers, names(withheld).length ? "without " + short(names(withheld).join(", ")) : "", state === "refused" ? short(metadata.reason ?? "") : "") };
 }
 
-const UNITS = { requests: "requests", tokens: "tokens", cost_usd: "", cost: "", turns: "turns at once", turns_at_once: "turns at once" };
+const LIMITS = {
+  requests_per_day: [count, "requests", "today"],
+  tokens_per_day: [count, "tokens", "today"],
+  cost_usd_per_day: [money, "", "today"],
+  turns_at_once: [count, "turns at once", ""],
+};
 
-// used and limit are either plain numbers (requests) or one number for each kind of limit.
-function usage({ used, limit, resets_at: resets, reason: why, exceeded, limits }, over) {
-  const each = (value) => (value !== null && typeof value === "object" ? value : value === undefined ? {} : { requests: value });
-  const spent = each(used), most = each(limit ?? limits);
-  const hit = exceeded ?? why;
-  const parts = Object.entries(spent)
-    .map(([name, number]) => [name.replace(/_(per_day|today)$/, ""), number, most[name] ?? most[name + "_per_day"]])
-    .filter(([, number, top]) => number != null && top != null)
-    .filter(([name, number, top]) => !over || Number(number) >= Number(top) || isText(hit) && hit.includes(name) || Object.keys(spent).length === 1);
-  const amount = (name, number) => (name.startsWith("cost") ? money(number) : count(number));
-  const said = parts.map(([name, number, top]) => `${amount(name, number)} of ${amount(name, top)} ${UNITS[name] ?? name}`.trim());
-  const told = over ? said : said.slice(0, 1);
-  const first = told.length ? told.join(", ") + (over ? "" : " today") : isText(why) ? reason(why) : "";
-  return join(first, over && isText(resets) ? `free again ${clock(instant(resets))}` : "");
+// The limit that was reached, or how many of today's requests this one was.
+function usage({ used, limit, limit_name: name = "requests_per_day", resets_at: resets, reason: why }, over) {
+  const [amount, unit, when] = LIMITS[name] ?? [count, String(name), ""];
+  if (!Number.isFinite(used)) return isText(why) ? short(why) : "";
+  const numbers = Number.isFinite(limit) ? `${amount(used)} of ${amount(limit)}` : amount(used);
+  const first = [numbers, unit, when].filter(Boolean).join(" ");
+  return over && when && isText(resets) ? `${first}, free again ${hour(instant(resets))}` : first;
 }
 
-export const text = (value) => (typeof value === "string" ? value : inShort(value));
+// Arguments come as the JSON the model wrote; cut off or broken, they are shown as they are.
+export function text(value) {
+  if (typeof value !== "string") return inShort(value);
+  try {
+    const read = JSON.parse(value);
+    return read !== null && typeof read === "object" ? inShort(read) : value;
+  } catch {
+    return value;
+  }
+}
 
 // {"office": "Oslo", "year": 2026} -> office “Oslo”, year 2026
 function inShort(value) {
