@@ -185,7 +185,7 @@ def postgres_answers(sockets: Path) -> bool:
     """Whether it takes connections; the database omni2 exists when True is returned."""
     try:
         with psycopg.connect(postgres_url(sockets, "postgres"), autocommit=True, connect_timeout=2) as connection:
-            if not connection.execute("SELECT FROM pg_database WHERE datname = 'omni2'").fetchone():
+            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'omni2'").fetchone():
                 connection.execute("CREATE DATABASE omni2")
         return True
     except psycopg.OperationalError:
