@@ -1,14 +1,305 @@
-"""The two ask routes, below Django."""
+"""The two ask routes as an ASGI application below Django: no thread and no database connection for
+an open answer, the same on Daphne and uvicorn.
 
+    POST /api/v1/ask/stream   the answer as text/event-stream
+    POST /api/v1/ask          the answer whole, as JSON
+
+The order of checks: who are you (401) → body (400, 413) → whose session (404) → the turn begins →
+active, blocked, usage. Body and credential are looked at here, the rest is one visit to PostgreSQL
+(chat.checks.admit); then the story is told (chat.turn).
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
-ASK_PATHS = {"/api/v1/ask", "/api/v1/ask/stream"}
+from django.db import InterfaceError, OperationalError
+
+from chat import checks, sse
+from chat.checks import Admission, Question, Refused
+from chat.llm import models
+from chat.turn import ACKNOWLEDGE_S, Story, open_turn, start
+from flows.checkpoints import next_moment_us, uuid7
+from flows.tracker import TurnTrack, tracker
+from omni2.accounts.authenticate import WWW_AUTHENTICATE
+from omni2.database import in_database
+
+logger = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Header = tuple[bytes, bytes]
+
+WHOLE_PATH = "/api/v1/ask"
+STREAM_PATH = "/api/v1/ask/stream"
+HEARTBEAT_S = 15.0
+DATABASE_RETRY_S = 5
+
+# How an error that ends a turn is answered to a client that waits for the whole answer.
+STATUS_OF = {
+    "llm_failed": 502,
+    "llm_timeout": 504,
+    "llm_rate_limited": 503,
+    "llm_unavailable": 503,
+    "context_too_long": 400,
+    "internal_error": 500,
+}
+
+counted: Counter[str] = Counter()
+"""What leaves no turn behind: requests by the code they were refused with, in this process."""
+
+refusals = checks.RefusalFlood()
 
 
 def is_ask_path(path: str) -> bool:
-    return path in ASK_PATHS
+    """Is this one of the two routes?"""
+    return path in (WHOLE_PATH, STREAM_PATH)
 
 
-async def ask_application(scope: Any, receive: Any, send: Any) -> None:
-    await send({"type": "http.response.start", "status": 503, "headers": []})
-    await send({"type": "http.response.body", "body": b""})
+async def ask_application(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer one request to one of the two routes."""
+    try:
+        await _ask(scope, receive, send)
+    except _ClientGone:
+        # before a turn began: there is nobody to answer and nothing to write down
+        counted["client_gone"] += 1
+
+
+class _ClientGone(Exception):
+    """The client went away while its body was still coming."""
+
+
+async def _ask(scope: Scope, receive: Receive, send: Send) -> None:
+    started = time.monotonic()
+    if scope["method"] != "POST":
+        not_allowed = Refused.because(405, "method_not_allowed", f"Method {scope['method'][:20]} is not allowed here.")
+        return await _refuse(send, not_allowed, extra=[(b"allow", b"POST")])
+    if not _carries_credential(scope):
+        return await _refuse(send, checks.not_signed_in())
+    question = await _question(scope, receive)
+    request = _request(scope, question)
+    try:
+        admission = await in_database(checks.admit, request)
+    except Refused as refused:
+        return await _refuse(send, refused)
+    except (OperationalError, InterfaceError) as problem:
+        logger.error("no turn: PostgreSQL cannot be reached: %s", problem)
+        return await _refuse(send, _database_unavailable())
+    if admission.refusal is not None:
+        return await _refuse_turn(send, admission, question, request.turn_id)
+    assert isinstance(question, Question)
+    turn, usage_check = open_turn(admission, question, request.turn_id)
+    audience = StreamAudience(send, turn) if scope["path"] == STREAM_PATH else WholeAudience(send, turn)
+    return await _accompany(Story(turn, usage_check, admission, question, audience, started), receive)
+
+
+# --- what came in --------------------------------------------------------------------------------
+
+
+def _carries_credential(scope: Scope) -> bool:
+    """Without one nothing has to be read or asked."""
+    return any(name.lower() in (b"authorization", b"cookie") for name, _ in scope["headers"])
+
+
+async def _question(scope: Scope, receive: Receive) -> Question | Refused:
+    """The question, or what is wrong with the body: said only once we know who asks."""
+    try:
+        return checks.read_question(await _body(scope, receive))
+    except Refused as refused:
+        return refused
+
+
+async def _body(scope: Scope, receive: Receive) -> bytes:
+    """The whole body, or Refused (413) as soon as it is known to be too large."""
+    announced = next((value for name, value in scope["headers"] if name.lower() == b"content-length"), b"0")
+    if announced.isdigit() and (len(announced) > 20 or int(announced) > checks.BODY_BYTES):
+        raise checks.too_large()
+    parts: list[bytes] = []
+    size = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _ClientGone
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > checks.BODY_BYTES:
+            raise checks.too_large()
+        more = message.get("more_body", False)
+    return b"".join(parts)
+
+
+def _request(scope: Scope, question: Question | Refused) -> checks.Request:
+    return checks.Request(
+        scope=scope,
+        question=question,
+        turn_id=uuid7(next_moment_us()),
+        new_session_id=str(uuid.uuid4()),
+        process_id=tracker.process_id,
+        models=models(),
+    )
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+def _database_unavailable() -> Refused:
+    return Refused.because(
+        503,
+        "database_unavailable",
+        "Omni2 cannot reach its database at the moment.",
+        retry_after_s=DATABASE_RETRY_S,
+    )
+
+
+async def _refuse_turn(send: Send, admission: Admission, question: Question | Refused, turn_id: str) -> None:
+    """A refusal that is written down as a turn, unless this user had too many of them."""
+    refusal = admission.refusal
+    assert refusal is not None
+    assert isinstance(question, Question)
+    if refusals.is_too_much(admission.user_id):
+        too_many = Refused.because(
+            429,
+            "too_many_refusals",
+            "Too many requests that were refused. Please wait.",
+            retry_after_s=refusals.seconds_left(admission.user_id),
+        )
+        return await _refuse(send, too_many)
+    turn, _ = open_turn(admission, question, turn_id)
+    await turn.acknowledged(ACKNOWLEDGE_S)
+    body = {**refusal.body, "turn_id": turn.turn_id, "session_id": turn.session_id}
+    await _refuse(send, Refused(refusal.status, body, refusal.retry_after_s), extra=[_turn_header(turn)])
+    return None
+
+
+async def _refuse(send: Send, refused: Refused, *, extra: list[Header] | None = None) -> None:
+    counted[refused.code or str(refused.status)] += 1
+    headers = list(extra or [])
+    if refused.retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % refused.retry_after_s))
+    if refused.status == 401:
+        headers.append((b"www-authenticate", WWW_AUTHENTICATE.encode()))
+    await _send_json(send, refused.status, refused.body, headers)
+
+
+async def _send_json(send: Send, status: int, body: Any, headers: list[Header]) -> None:
+    content = sse.encode(body).encode()
+    length = (b"content-length", b"%d" % len(content))
+    await send(
+        {"type": "http.response.start", "status": status, "headers": [*_headers(b"application/json"), length, *headers]}
+    )
+    await send({"type": "http.response.body", "body": content})
+
+
+def _headers(content_type: bytes) -> list[Header]:
+    return [
+        (b"content-type", content_type),
+        (b"cache-control", b"no-store"),
+        (b"x-accel-buffering", b"no"),
+        (b"x-content-type-options", b"nosniff"),
+        (b"referrer-policy", b"same-origin"),
+    ]
+
+
+def _turn_header(turn: TurnTrack) -> Header:
+    return (b"x-omni2-turn-id", turn.turn_id.encode())
+
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+class StreamAudience:
+    """A client that reads the answer as it is made, as server-sent events."""
+
+    def __init__(self, send: Send, turn: TurnTrack) -> None:
+        self._send = send
+        self._turn = turn
+        self._last_sent = time.monotonic()
+        self._begun = False
+        self._over = False
+
+    async def hear(self, name: str, data: Mapping[str, Any]) -> None:
+        if not self._begun:
+            self._begun = True
+            headers = [*_headers(b"text/event-stream; charset=utf-8"), _turn_header(self._turn)]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        self._over = name in ("done", "error")
+        await self._put(sse.event(name, data))
+
+    async def _put(self, data: bytes) -> None:
+        self._last_sent = time.monotonic()
+        await self._send({"type": "http.response.body", "body": data, "more_body": not self._over})
+
+    def quiet_for_s(self) -> float:
+        """Seconds until a heartbeat is due."""
+        return max(0.0, self._last_sent + HEARTBEAT_S - time.monotonic())
+
+    async def heartbeat(self) -> None:
+        """A comment, if nothing was sent for a while: proxies close what is silent."""
+        if self.quiet_for_s() or self._over:
+            return
+        if self._begun:
+            await self._put(sse.HEARTBEAT)
+        else:
+            self._last_sent = time.monotonic()
+
+
+class WholeAudience:
+    """A client that waits for the whole answer."""
+
+    def __init__(self, send: Send, turn: TurnTrack) -> None:
+        self._send = send
+        self._turn = turn
+        self._pieces: list[str] = []
+
+    async def hear(self, name: str, data: Mapping[str, Any]) -> None:
+        match name:
+            case "token":
+                self._pieces.append(data["text"])
+            case "done":
+                await self._answer(200, {"answer": "".join(self._pieces), **data})
+            case "error":
+                code = data["code"]
+                body = {"detail": data["message"], "code": code, "session_id": self._turn.session_id}
+                await self._answer(STATUS_OF.get(code, 502), {**body, "turn_id": self._turn.turn_id})
+
+    async def _answer(self, status: int, body: Mapping[str, Any]) -> None:
+        await _send_json(self._send, status, body, [_turn_header(self._turn)])
+
+    def quiet_for_s(self) -> float | None:
+        return None
+
+    async def heartbeat(self) -> None:
+        """JSON has no comments."""
+
+
+async def _accompany(story: Story, receive: Receive) -> None:
+    """Stay until the story is told; tell it when its client has gone.
+
+    The story runs in a task of its own: when the server cancels this one (Daphne does so ten
+    seconds after a disconnect, and when it shuts down), the turn is still closed in order.
+    """
+    telling = start(story)
+    leaving = asyncio.create_task(_until_gone(receive))
+    audience = story.audience
+    try:
+        while not telling.done():
+            await asyncio.wait({telling, leaving}, timeout=audience.quiet_for_s(), return_when=asyncio.FIRST_COMPLETED)
+            if leaving.done():
+                story.leave()
+                await asyncio.wait({telling})
+            elif not telling.done():
+                await audience.heartbeat()
+    finally:
+        leaving.cancel()
+        story.leave()
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,83 @@
+"""What was said before: the memory a continued session gives the model, and the chat page's lists."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from django.db.models import QuerySet
+
+from chat.models import Conversation, Message, Role
+
+MEMORY_MESSAGES = 200
+"""Messages looked at, whatever the budget: what a model is reminded of is not a whole archive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One earlier turn: what was asked and what was answered."""
+
+    question: str
+    answer: str
+
+    @property
+    def characters(self) -> int:
+        return len(self.question) + len(self.answer)
+
+
+def memory(session_id: str, *, before_turn: str, characters: int) -> list[Exchange]:
+    """The newest exchanges of a session that fit into `characters`, oldest first. One query.
+
+    Whole turns only, the oldest are left out first; turns without an answer are no help and left
+    out as well.
+    """
+    rows = (
+        Message.objects.filter(conversation_id=session_id)
+        .exclude(turn_id=before_turn)
+        .order_by("-id")
+        .values_list("turn_id", "role", "content")[:MEMORY_MESSAGES]
+    )
+    return _that_fit(_pair(list(rows)), characters)
+
+
+def _pair(newest_first: list[tuple[UUID, str, str]]) -> list[Exchange]:
+    """Turns at once in one session lie mixed in the table: their ids put them together."""
+    questions = {turn_id: content for turn_id, role, content in newest_first if role == Role.USER}
+    return [
+        Exchange(questions[turn_id], content)
+        for turn_id, role, content in newest_first
+        if role == Role.ASSISTANT and turn_id in questions
+    ]
+
+
+def _that_fit(newest_first: list[Exchange], characters: int) -> list[Exchange]:
+    kept: list[Exchange] = []
+    for exchange in newest_first:
+        characters -= exchange.characters
+        if characters < 0:
+            break
+        kept.append(exchange)
+    return kept[::-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One message as the chat page shows it."""
+
+    role: str
+    content: str
+    turn_id: str
+    created_at: datetime
+
+
+def conversations_of(user_pk: int) -> QuerySet[Conversation]:
+    """A user's conversations, the one that was last continued first. Slice it: one query."""
+    return Conversation.objects.filter(user_id=user_pk).order_by("-updated_at", "-session_id")
+
+
+def messages_of(user_pk: int, session_id: str, *, limit: int = 500) -> list[Said]:
+    """The newest `limit` messages of one conversation of this user, oldest first. One query.
+
+    Empty when there is none, or when it is somebody else's.
+    """
+    newest = Message.objects.filter(conversation_id=session_id, conversation__user_id=user_pk).order_by("-id")[:limit]
+    return [Said(each.role, each.content, str(each.turn_id), each.created_at) for each in reversed(newest)]

@@ -1,0 +1,507 @@
+"""A scripted model behind an OpenAI-compatible HTTP server, for tests and for `manage.py demo`.
+
+It is no language model and says so: its name begins with `scripted-`, its provider is shown as
+`scripted`, and each of its answers ends in "(scripted)". Which script it plays is chosen by the
+words `script:NAME` in the user's last message, else by the model's name `scripted-NAME`, else by
+what the message asks for; scripts can be joined with "+": one for each round.
+
+Standard library only: HTTP/1.1 over asyncio, one request a connection.
+"""
+
+import asyncio
+import json
+import re
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+SCRIPTED = "scripted"
+LABEL = "(scripted)"
+HANG_S = 3600.0
+SLOW_S = 0.15
+
+Chunk = dict[str, Any]
+
+
+class Cut(Exception):
+    """The script says: break the connection off here."""
+
+
+class Rejected(Exception):
+    """The script says: answer with this HTTP status and error."""
+
+    def __init__(self, status: int, kind: str, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.error = {"message": message, "type": kind, "code": code, "param": None}
+
+
+@dataclass(slots=True)
+class Seen:
+    """One request as the server saw it: what tests ask about."""
+
+    model: str
+    messages: list[dict[str, Any]]
+    body: dict[str, Any]
+    headers: dict[str, str]
+    script: str = ""
+    finished: bool = False
+    aborted: bool = False
+    """the client went away before the script was over"""
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def question(self) -> str:
+        """The user's last words."""
+        said = [each for each in self.messages if each.get("role") == "user"]
+        return text_of(said[-1]) if said else ""
+
+    @property
+    def results(self) -> list[str]:
+        """What the tools answered since the user's last words."""
+        found: list[str] = []
+        for each in reversed(self.messages):
+            if each.get("role") == "user":
+                break
+            if each.get("role") == "tool":
+                found.append(text_of(each))
+        return found[::-1]
+
+    @property
+    def round(self) -> int:
+        """Which round of the turn this is, from 0: how often tools have answered already."""
+        rounds = 0
+        for each in reversed(self.messages):
+            if each.get("role") == "user":
+                break
+            rounds += each.get("role") == "assistant"
+        return rounds
+
+
+def text_of(message: dict[str, Any]) -> str:
+    """The text of one message of a request, whether it is a string or a list of parts."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return str(content or "")
+
+
+# --- what a script can say -------------------------------------------------------------------------
+
+Script = Callable[[Seen], AsyncIterator[Chunk | bytes]]
+SCRIPTS: dict[str, Script] = {}
+
+
+def script(name: str) -> Callable[[Script], Script]:
+    """Register a script under a name."""
+
+    def add(play: Script) -> Script:
+        SCRIPTS[name] = play
+        return play
+
+    return add
+
+
+def says(text: str) -> Chunk:
+    """A piece of the answer."""
+    return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]}
+
+
+def calls(*tools: tuple[str, dict[str, Any] | str]) -> Chunk:
+    """Tool calls, all in one piece: (name, arguments as an object or as raw text)."""
+    return {
+        "choices": [
+            {
+                "index": 0,
+                "delta": {
+                    "tool_calls": [
+                        {
+                            "index": index,
+                            "id": f"call_{secrets.token_hex(8)}",
+                            "type": "function",
+                            "function": {
+                                "name": name,
+                                "arguments": arguments if isinstance(arguments, str) else json.dumps(arguments),
+                            },
+                        }
+                        for index, (name, arguments) in enumerate(tools)
+                    ]
+                },
+                "finish_reason": None,
+            }
+        ]
+    }
+
+
+def ends(reason: str = "stop") -> Chunk:
+    """Why the answer ends."""
+    return {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}
+
+
+def used(input_tokens: int, output_tokens: int) -> Chunk:
+    """How many tokens it took."""
+    total = input_tokens + output_tokens
+    return {
+        "choices": [],
+        "usage": {"prompt_tokens": input_tokens, "completion_tokens": output_tokens, "total_tokens": total},
+    }
+
+
+async def speak(seen: Seen, text: str, *, pause_s: float = 0.0, label: bool = True) -> AsyncIterator[Chunk]:
+    """The text word by word, the label, the end, the usage (a token is a word here)."""
+    pieces = re.findall(r"\S+\s*", f"{text} {LABEL}" if label else text)
+    for piece in pieces:
+        if pause_s:
+            await asyncio.sleep(pause_s)
+        yield says(piece)
+    yield ends()
+    yield used(sum(len(text_of(each).split()) for each in seen.messages), len(pieces))
+
+
+@script("plain")
+async def plain(seen: Seen) -> AsyncIterator[Chunk]:
+    async for chunk in speak(seen, f"You said: {seen.question[:200]}"):
+        yield chunk
+
+
+@script("slow")
+async def slow(seen: Seen) -> AsyncIterator[Chunk]:
+    text = "This answer takes its time, word after word, so that one can watch it grow and walk away in the middle."
+    async for chunk in speak(seen, text, pause_s=SLOW_S):
+        yield chunk
+
+
+@script("long")
+async def long(seen: Seen) -> AsyncIterator[Chunk]:
+    """Never stops by itself, in pieces of 8 KiB."""
+    while True:
+        yield says("word " * 1638 + "\n")
+        await asyncio.sleep(0)
+
+
+@script("silent")
+async def silent(seen: Seen) -> AsyncIterator[Chunk]:
+    yield ends()
+    yield used(5, 0)
+
+
+@script("memory")
+async def memory(seen: Seen) -> AsyncIterator[Chunk]:
+    """Says how many messages it was given, and the first of them."""
+    first = text_of(next((each for each in seen.messages if each.get("role") == "user"), {}))
+    async for chunk in speak(seen, f"{len(seen.messages)} messages, the first: {first[:100]}"):
+        yield chunk
+
+
+async def _tools_then_answer(seen: Seen, *tools: tuple[str, dict[str, Any] | str]) -> AsyncIterator[Chunk]:
+    if not seen.results:
+        yield calls(*tools)
+        yield ends("tool_calls")
+        yield used(40, 12 * len(tools))
+        return
+    async for chunk in speak(seen, "The tools say: " + " and ".join(seen.results)):
+        yield chunk
+
+
+@script("clock")
+async def clock(seen: Seen) -> AsyncIterator[Chunk]:
+    async for chunk in _tools_then_answer(seen, ("clock", {"time_zone": "Europe/Berlin"})):
+        yield chunk
+
+
+@script("calculator")
+async def calculator(seen: Seen) -> AsyncIterator[Chunk]:
+    found = re.search(r"[-+(]*\d[\d\s.+\-*/()^%]*", seen.question)
+    async for chunk in _tools_then_answer(seen, ("calculator", {"expression": found[0].strip() if found else "6*7"})):
+        yield chunk
+
+
+@script("parallel")
+async def parallel(seen: Seen) -> AsyncIterator[Chunk]:
+    wanted = (
+        ("clock", {"time_zone": "UTC"}),
+        ("clock", {"time_zone": "Asia/Tokyo"}),
+        ("calculator", {"expression": "19 * 23"}),
+    )
+    async for chunk in _tools_then_answer(seen, *wanted):
+        yield chunk
+
+
+@script("talk_and_call")
+async def talk_and_call(seen: Seen) -> AsyncIterator[Chunk]:
+    """Says something, asks for a tool, and goes on in the next round."""
+    if not seen.results:
+        yield says("Let me look. ")
+    async for chunk in _tools_then_answer(seen, ("clock", {})):
+        yield chunk
+
+
+@script("bad_sum")
+async def bad_sum(seen: Seen) -> AsyncIterator[Chunk]:
+    async for chunk in _tools_then_answer(seen, ("calculator", {"expression": "1/0"})):
+        yield chunk
+
+
+@script("unknown_tool")
+async def unknown_tool(seen: Seen) -> AsyncIterator[Chunk]:
+    async for chunk in _tools_then_answer(seen, ("teleport", {"to": "Mars"})):
+        yield chunk
+
+
+@script("bad_arguments")
+async def bad_arguments(seen: Seen) -> AsyncIterator[Chunk]:
+    async for chunk in _tools_then_answer(seen, ("calculator", '{"expression": ')):
+        yield chunk
+
+
+@script("endless")
+async def endless(seen: Seen) -> AsyncIterator[Chunk]:
+    """Asks for a tool in every round."""
+    yield calls(("calculator", {"expression": f"{seen.round} + 1"}))
+    yield ends("tool_calls")
+    yield used(10, 5)
+
+
+@script("many_calls")
+async def many_calls(seen: Seen) -> AsyncIterator[Chunk]:
+    """Asks for far too many tools at once."""
+    async for chunk in _tools_then_answer(seen, *(("calculator", {"expression": f"{i}+{i}"}) for i in range(200))):
+        yield chunk
+
+
+@script("error_500")
+async def error_500(seen: Seen) -> AsyncIterator[Chunk]:
+    raise Rejected(500, "server_error", "The scripted model fails, as it was told, at /srv/secret/path.py")
+    yield {}
+
+
+@script("error_503")
+async def error_503(seen: Seen) -> AsyncIterator[Chunk]:
+    raise Rejected(503, "service_unavailable", "The scripted model is away, as it was told.")
+    yield {}
+
+
+@script("error_429")
+async def error_429(seen: Seen) -> AsyncIterator[Chunk]:
+    raise Rejected(429, "rate_limit_error", "The scripted model has had enough.", code="rate_limit_exceeded")
+    yield {}
+
+
+@script("error_401")
+async def error_401(seen: Seen) -> AsyncIterator[Chunk]:
+    raise Rejected(401, "invalid_request_error", "Wrong key sk-1234567890abcdefghij", code="invalid_api_key")
+    yield {}
+
+
+@script("too_long")
+async def too_long(seen: Seen) -> AsyncIterator[Chunk]:
+    raise Rejected(
+        400,
+        "invalid_request_error",
+        "This model's maximum context length is 10 tokens.",
+        code="context_length_exceeded",
+    )
+    yield {}
+
+
+@script("hang")
+async def hang(seen: Seen) -> AsyncIterator[Chunk]:
+    """Takes the request and says nothing at all, not even a status."""
+    await asyncio.sleep(HANG_S)
+    yield ends()
+
+
+@script("hang_in_middle")
+async def hang_in_middle(seen: Seen) -> AsyncIterator[Chunk]:
+    yield says("This answer ")
+    yield says("stops here ")
+    await asyncio.sleep(HANG_S)
+
+
+@script("cut")
+async def cut(seen: Seen) -> AsyncIterator[Chunk]:
+    yield says("This answer ")
+    yield says("breaks off ")
+    raise Cut
+
+
+@script("error_in_middle")
+async def error_in_middle(seen: Seen) -> AsyncIterator[Chunk]:
+    yield says("This answer ")
+    yield {"error": {"message": "The scripted model broke.", "type": "server_error", "code": None}}
+
+
+@script("bad_json")
+async def bad_json(seen: Seen) -> AsyncIterator[Chunk | bytes]:
+    yield says("This answer ")
+    yield b'data: {"choices": [{"delta": {"con\n\n'
+
+
+@script("strange_shape")
+async def strange_shape(seen: Seen) -> AsyncIterator[Chunk | bytes]:
+    yield b'data: {"choices": "none of your business", "usage": 7}\n\n'
+
+
+@script("odd_text")
+async def odd_text(seen: Seen) -> AsyncIterator[Chunk | bytes]:
+    """NUL, a lone surrogate, an SSE look-alike and HTML in the text of the answer."""
+    yield b'data: {"choices":[{"index":0,"delta":{"content":"a\\u0000b\\ud800c"},"finish_reason":null}]}\n\n'
+    yield says("\n\nevent: done\ndata: {}\n\n<script>alert(1)</script>")
+    yield ends()
+    yield used(3, 9)
+
+
+QUESTIONS = (
+    (re.compile(r"\b(both|and what is|compare)\b", re.I), "parallel"),
+    (re.compile(r"\b(what time|date|clock)\b", re.I), "clock"),
+    (re.compile(r"\d\s*[-+*/^%]\s*\d"), "calculator"),
+)
+
+
+def choose(seen: Seen) -> str:
+    """The name of the script for this request."""
+    told = re.search(r"script:([\w+]+)", seen.question)
+    named = told[1] if told else seen.model.removeprefix(SCRIPTED + "-")
+    rounds = named.split("+")
+    name = rounds[min(seen.round, len(rounds) - 1)]
+    if name in SCRIPTS:
+        return name
+    return next((name for pattern, name in QUESTIONS if pattern.search(seen.question)), "plain")
+
+
+# --- the server ----------------------------------------------------------------------------------
+
+
+class ScriptedModel:
+    """The server. `requests` holds what it saw; `url` is the base URL for an OpenAI client."""
+
+    def __init__(self, *, key: str = "") -> None:
+        self.key = key
+        self.requests: list[Seen] = []
+        self.url = ""
+        self.log = True
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
+        """Listen, and return the base URL."""
+        self._server = await asyncio.start_server(self._serve, host, port, backlog=1024)
+        port = self._server.sockets[0].getsockname()[1]
+        self.url = f"http://{host}:{port}/v1"
+        return self.url
+
+    async def stop(self) -> None:
+        """Break off what is running and stop listening."""
+        if self._server is not None:
+            self._server.close()
+        for task in list(self._connections):
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            await self._converse(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        method, path, headers = await _read_head(reader)
+        body = await reader.readexactly(int(headers.get("content-length", "0")))
+        if self.key and headers.get("authorization") != f"Bearer {self.key}":
+            return await _answer(writer, 401, {"error": {"message": "wrong key", "type": "invalid_request_error"}})
+        if method == "GET" and path == "/v1/models":
+            return await _answer(writer, 200, {"object": "list", "data": [{"id": "scripted-model", "object": "model"}]})
+        if method != "POST" or path != "/v1/chat/completions":
+            return await _answer(writer, 404, {"error": {"message": "no such path", "type": "invalid_request_error"}})
+        asked = json.loads(body)
+        seen = Seen(asked.get("model", ""), asked.get("messages", []), asked, headers)
+        seen.script = choose(seen)
+        if self.log:
+            self.requests.append(seen)
+        await _play(seen, reader, writer)
+        return None
+
+
+async def _play(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Play the script, and stop as soon as the client has gone."""
+    playing = asyncio.create_task(_stream(seen, writer))
+    # one request a connection: whatever comes now, usually the end, means the client is through
+    leaving = asyncio.create_task(reader.read(1))
+    try:
+        await asyncio.wait({playing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not playing.done():
+            seen.aborted = True
+    finally:
+        for task in (playing, leaving):
+            task.cancel()
+        await asyncio.gather(playing, leaving, return_exceptions=True)
+        seen.aborted = seen.aborted or (playing.done() and not seen.finished)
+        seen.over.set()
+
+
+async def _stream(seen: Seen, writer: asyncio.StreamWriter) -> None:
+    chunks = SCRIPTS[seen.script](seen)
+    started = False
+    try:
+        async for chunk in chunks:
+            if not started:
+                await _begin(writer)
+                started = True
+            await _send(writer, chunk if isinstance(chunk, bytes) else b"data: %b\n\n" % _json(_whole(seen, chunk)))
+        await _send(writer, b"data: [DONE]\n\n")
+        await _send(writer, b"")
+        seen.finished = True
+    except Rejected as rejected:
+        seen.finished = True
+        await _answer(writer, rejected.status, {"error": rejected.error})
+    except Cut:
+        seen.finished = True
+        writer.transport.abort()
+
+
+def _whole(seen: Seen, chunk: Chunk) -> Chunk:
+    if "error" in chunk:
+        return chunk
+    return {"id": "chatcmpl-scripted", "object": "chat.completion.chunk", "created": 1, "model": seen.model, **chunk}
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+async def _read_head(reader: asyncio.StreamReader) -> tuple[str, str, dict[str, str]]:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    method, path, _ = head[0].split(" ", 2)
+    pairs = (line.split(":", 1) for line in head[1:] if ":" in line)
+    return method, path, {name.strip().lower(): value.strip() for name, value in pairs}
+
+
+async def _begin(writer: asyncio.StreamWriter) -> None:
+    writer.write(
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    )
+    await writer.drain()
+
+
+async def _send(writer: asyncio.StreamWriter, data: bytes) -> None:
+    """One chunk of chunked transfer encoding; an empty one is the last."""
+    writer.write(b"%x\r\n%b\r\n" % (len(data), data))
+    await writer.drain()
+
+
+async def _answer(writer: asyncio.StreamWriter, status: int, data: Any) -> None:
+    body = _json(data)
+    writer.write(
+        b"HTTP/1.1 %d Scripted\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b"
+        % (status, len(body), body)
+    )
+    with suppress(ConnectionError):
+        await writer.drain()

@@ -1,0 +1,219 @@
+"""What a user gets when all goes well: the stream, the whole answer, tools, memory."""
+
+import uuid
+from typing import Any
+
+import pytest
+
+from chat.models import Conversation, DailyUsage, Message, TurnUsage
+from omni2.database import in_database
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("chatting")]
+
+
+async def test_it_streams_an_answer_and_tracks_every_step(bob: Any, client_of: Any, tree_of: Any, llm: Any) -> None:
+    call = await client_of(bob).stream("Hello there")
+    assert call.status == 200
+    assert call.names == ["session", "token", "done"]
+    assert call.text == "You said: Hello there (scripted)"
+    assert call.ended
+    session, done = call.events[0].data, call.last.data
+    assert session == {"session_id": done["session_id"], "turn_id": call.turn_id}
+    assert done["turn_id"] == call.turn_id
+    assert done["model"] == "scripted-model"
+    assert done["usage"]["output_tokens"] == 5
+    assert done["usage"]["input_tokens"] > 0
+    assert done["usage"]["cost_usd"] is None
+    assert done["tracked"] == {"checkpoints": 6, "durable": 6}
+
+    tree = await tree_of(bob, call.turn_id)
+    tree.assert_complete("completed")
+    assert tree.names == ["auth_check", "block_check", "usage_check", "llm_thinking", "llm_complete", "flow_end"]
+    assert tree.parent_of(tree.one("block_check")) == "auth_check"
+    assert tree.parent_of(tree.one("usage_check")) == "block_check"
+    assert tree.parent_of(tree.one("llm_thinking")) == "usage_check"
+    assert tree.parent_of(tree.one("flow_end")) == "auth_check"
+    assert tree.facts("auth_check")["method"] == "token"
+    assert tree.facts("auth_check")["question"] == "Hello there"
+    assert tree.facts("usage_check")["used"] == 1
+    assert tree.facts("usage_check")["limit"] == 500
+    thinking, complete = tree.facts("llm_thinking"), tree.facts("llm_complete")
+    assert (thinking["model"], thinking["provider"], thinking["round"]) == ("scripted-model", "scripted", 1)
+    assert thinking["input"] == "Hello there"
+    assert complete["status"] == "ok"
+    assert complete["finish_reason"] == "stop"
+    assert complete["answer"] == call.text
+    assert complete["output_tokens"] == 5
+    assert 0 < complete["ttft_ms"] <= complete["duration_ms"]
+    assert len(llm.requests) == 1
+
+
+async def test_it_answers_whole(bob: Any, client_of: Any, tree_of: Any) -> None:
+    call = await client_of(bob).whole("Hello there")
+    assert call.status == 200
+    assert set(call.json) == {"answer", "session_id", "turn_id", "model", "usage", "duration_ms", "tracked"}
+    assert call.json["answer"] == "You said: Hello there (scripted)"
+    assert call.json["tracked"] == {"checkpoints": 6, "durable": 6}
+    assert call.answer_headers["content-type"] == "application/json"
+    (await tree_of(bob, call.json["turn_id"])).assert_complete("completed")
+
+
+async def test_it_tells_proxies_and_browsers_what_to_leave_alone(bob: Any, client_of: Any) -> None:
+    call = await client_of(bob).stream("Hello")
+    assert call.answer_headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert call.answer_headers["cache-control"] == "no-store"
+    assert call.answer_headers["x-accel-buffering"] == "no"
+    assert call.answer_headers["x-content-type-options"] == "nosniff"
+    assert call.answer_headers["x-omni2-turn-id"] == call.events[0].data["turn_id"]
+
+
+async def test_it_uses_a_tool_and_says_so(bob: Any, client_of: Any, tree_of: Any, llm: Any) -> None:
+    call = await client_of(bob).stream("How much is 12 * 12 ?")
+    assert call.names == ["session", "tool_call", "tool_result", "token", "done"]
+    started, ended = call.events[1].data, call.events[2].data
+    assert started == {"tool": "calculator", "call_id": ended["call_id"]}
+    assert ended["status"] == "ok"
+    assert ended["duration_ms"] >= 0
+    assert '"value": 144' in call.text
+
+    tree = await tree_of(bob, call.turn_id)
+    tree.assert_complete("completed")
+    assert tree.names == [
+        "auth_check", "block_check", "usage_check",
+        "llm_thinking", "llm_complete", "tool_call", "tool_result",
+        "llm_thinking", "llm_complete", "flow_end",
+    ]  # fmt: skip
+    first, second = tree.every("llm_thinking")
+    assert tree.one("tool_call")["parent_id"] == first["flow_id"]
+    assert tree.parent_of(second) == "usage_check"
+    assert second["metadata"]["round"] == 2
+    called = tree.facts("tool_call")
+    assert (called["tool"], called["server"], called["call_id"]) == ("calculator", "builtin", started["call_id"])
+    assert "12 * 12" in called["arguments"]
+    assert '"value": 144' in tree.facts("tool_result")["result"]
+    assert [len(seen.results) for seen in llm.requests] == [0, 1]
+    assert done_usage(call)["input_tokens"] > 40
+    assert done_usage(call)["output_tokens"] > 12
+
+
+def done_usage(call: Any) -> dict[str, Any]:
+    return call.last.data["usage"]
+
+
+async def test_it_runs_several_tools_at_once(bob: Any, client_of: Any, tree_of: Any, monkeypatch: Any) -> None:
+    import asyncio
+    from dataclasses import replace
+
+    from chat import tools
+
+    together = asyncio.Barrier(3)
+
+    def waits_for_the_others(tool: Any) -> Any:
+        async def call(arguments: dict[str, Any]) -> str:
+            # passes only when all three are running at the same time
+            await asyncio.wait_for(together.wait(), 5)
+            return await tool.call(arguments)
+
+        return replace(tool, call=call)
+
+    monkeypatch.setattr(tools, "TOOLS", {name: waits_for_the_others(tool) for name, tool in tools.TOOLS.items()})
+    call = await client_of(bob).stream("script:parallel")
+    assert call.names.count("tool_call") == 3
+    assert call.names.count("tool_result") == 3
+    assert "Asia/Tokyo" in call.text
+    assert "437" in call.text
+    tree = await tree_of(bob, call.turn_id)
+    tree.assert_complete("completed")
+    thinking = tree.every("llm_thinking")[0]["flow_id"]
+    assert {each["parent_id"] for each in tree.every("tool_call")} == {thinking}
+    names = [name for name in tree.names if name.startswith("tool_")]
+    assert names[:3] == ["tool_call"] * 3
+
+
+async def test_a_text_before_a_tool_belongs_to_the_answer(bob: Any, client_of: Any, tree_of: Any) -> None:
+    call = await client_of(bob).stream("script:talk_and_call")
+    assert call.text.startswith("Let me look. The tools say:")
+    assert call.names == ["session", "token", "tool_call", "tool_result", "done"]
+    (await tree_of(bob, call.turn_id)).assert_complete("completed")
+
+
+async def test_it_remembers_the_conversation(bob: Any, client_of: Any, llm: Any) -> None:
+    client = client_of(bob)
+    first = await client.stream("My name is Bob")
+    session_id = first.last.data["session_id"]
+    second = await client.stream("script:memory", session_id=session_id)
+    assert second.last.data["session_id"] == session_id
+    # with the instructions
+    assert "4 messages, the first: My name is Bob" in second.text
+    await client.stream("script:memory")
+    assert len(llm.requests[-1].messages) == len(llm.requests[0].messages)
+
+
+async def test_its_memory_drops_the_oldest_turns_whole(bob: Any, client_of: Any, llm: Any, monkeypatch: Any) -> None:
+    from chat import llm as door
+
+    client = client_of(bob)
+    session_id = str(uuid.uuid4())
+    for number in range(3):
+        await client.stream(f"question {number} " + "x" * 50, session_id=session_id)
+    said = len(llm.requests[-1].messages)
+    monkeypatch.setattr(door, "MEMORY_CHARACTERS", 320)
+    monkeypatch.setattr(door, "_models", type(door._models)())
+    await client.stream("script:memory", session_id=session_id)
+    remembered = [each["content"] for each in llm.requests[-1].messages if each["role"] == "user"]
+    assert len(llm.requests[-1].messages) == said
+    assert [text.split(" x")[0] for text in remembered] == ["question 1", "question 2", "script:memory"]
+
+
+async def test_a_session_of_the_clients_own_making_is_its_own(bob: Any, client_of: Any) -> None:
+    mine = str(uuid.uuid4())
+    call = await client_of(bob).stream("Hello", session_id=mine)
+    assert call.last.data["session_id"] == mine
+
+
+async def test_it_keeps_what_was_said_and_used(bob: Any, client_of: Any) -> None:
+    call = await client_of(bob).stream("How much is 3 * 4 ?")
+
+    def look() -> None:
+        conversation = Conversation.objects.get(session_id=call.last.data["session_id"])
+        assert (conversation.user_id, conversation.title) == (bob.pk, "How much is 3 * 4 ?")
+        said = [(m.role, m.content, str(m.turn_id)) for m in Message.objects.filter(conversation=conversation)]
+        assert said == [("user", "How much is 3 * 4 ?", call.turn_id), ("assistant", call.text, call.turn_id)]
+        today = DailyUsage.objects.get(user=bob)
+        turn = TurnUsage.objects.get(turn_id=call.turn_id)
+        usage = done_usage(call)
+        for row in (today, turn):
+            assert (row.input_tokens, row.output_tokens) == (usage["input_tokens"], usage["output_tokens"])
+        assert today.requests == 1
+        assert turn.ended_at is not None
+
+    await in_database(look)
+
+
+async def test_odd_characters_of_the_model_harm_nothing(bob: Any, client_of: Any, tree_of: Any) -> None:
+    call = await client_of(bob).stream("script:odd_text")
+    assert call.names == ["session", "token", "done"]
+    assert call.text == "a\ufffdb\ufffdc\n\nevent: done\ndata: {}\n\n<script>alert(1)</script>"
+    (await tree_of(bob, call.turn_id)).assert_complete("completed")
+
+
+async def test_the_seeds_body_is_json_whatever_its_type_says(bob: Any, client_of: Any) -> None:
+    kinds = [b"application/x-www-form-urlencoded", b"text/plain", b"multipart/form-data; boundary=x", b"image/png"]
+    for kind in kinds:
+        call = await client_of(bob).stream("Hello", headers=[(b"content-type", kind)])
+        assert call.status == 200, kind
+
+
+async def test_a_turn_costs_three_visits_and_no_more(bob: Any, client_of: Any, count_queries: Any) -> None:
+    client = client_of(bob)
+    first = await client.stream("Hello")  # notes the token's first use
+    with count_queries() as queries:
+        await client.stream("Hello")
+    # whose token, the admitting statement, the charge
+    assert len(queries) == 3, queries
+    with count_queries() as queries:
+        await client.stream("Hello again", session_id=first.last.data["session_id"])
+    assert len(queries) == 4, queries  # and the memory
+    with count_queries() as queries:
+        await client.stream("How much is 3 * 4 ?")
+    assert len(queries) == 4, queries  # and the charge of the first of two rounds

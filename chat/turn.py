@@ -1,0 +1,370 @@
+"""One turn from its admission to its end, top to bottom; streamed answers and whole ones are the
+same story told to another audience.
+
+The story runs in a task of its own that nobody cancels. What can be cancelled is the work inside
+it (the model and the tools): `leave()` does that when the client has gone. So each turn is closed
+in order, whatever happens: its open steps, its flow_end, its usage, its slot.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Protocol
+
+from django.db import Error as DatabaseProblem
+
+from chat import tools
+from chat.checks import Admission, Question, block_facts, usage_facts
+from chat.llm import WORDS, ChatModel, Dialogue, ModelFailed, Reply, ToolCall
+from chat.usage import Totals, charge
+from flows.capture import preview
+from flows.checkpoints import Checkpoint
+from flows.tracker import TurnTrack, tracker
+from omni2.database import in_database
+
+logger = logging.getLogger(__name__)
+
+ACKNOWLEDGE_S = 0.25
+TURN_TIMEOUT_S = 600.0
+ANSWER_BYTES = 512 * 1024
+"""Daphne has no back-pressure: what a client does not read lies in this process's memory."""
+ROUNDS = 10
+CALLS_PER_ROUND = 16
+CHARGE_AGAIN_AFTER_S = (1, 5, 15, 60, 240)
+
+
+class Audience(Protocol):
+    """Who hears the story: a stream of events, or a client that waits for the whole answer."""
+
+    async def hear(self, name: str, data: Mapping[str, Any]) -> None:
+        """One event; `done` or `error` is the last one."""
+
+    def quiet_for_s(self) -> float | None:
+        """How long it may hear nothing before it needs a heartbeat; None: as long as it takes."""
+
+    async def heartbeat(self) -> None:
+        """Say that the answer is still being made, if it is time to."""
+
+
+@dataclass(eq=False)
+class Failed(Exception):
+    """The turn cannot be completed. `message` is for the user and says nothing internal."""
+
+    code: str
+    message: str
+
+
+def open_turn(admission: Admission, question: Question, turn_id: str) -> tuple[TurnTrack, Checkpoint]:
+    """Write the checks down. Returns the turn and its last check, under which the model's rounds
+    stand; a refused turn is ended as well."""
+    identity, verdict = admission.identity, admission.verdict
+    turn = tracker.begin(user_id=admission.user_id, session_id=admission.session_id, turn_id=turn_id)
+    facts: dict[str, Any] = {"method": identity.method, "process": tracker.process_id}
+    if identity.token_name:
+        facts["token"] = identity.token_name
+    if (title := preview(question.message)) is not None:
+        facts["question"] = title
+    if verdict is None:
+        check = turn.record("auth_check", None, status="failed", reason=identity.problem, **facts)
+    else:
+        check = turn.record("auth_check", None, status="passed", **facts)
+        check = turn.record("block_check", check, **block_facts(verdict))
+        if verdict.word != "blocked":
+            check = turn.record("usage_check", check, **usage_facts(verdict))
+    if admission.refusal is not None:
+        if verdict is not None and verdict.word == "not_now":
+            turn.record("error", check, code=admission.refusal.code, message=admission.refusal.body["detail"])
+        turn.end("refused", code=admission.refusal.code)
+    return turn, check
+
+
+@dataclass(slots=True)
+class Story:
+    """A turn that was let in, being answered."""
+
+    turn: TurnTrack
+    usage_check: Checkpoint
+    admission: Admission
+    question: Question
+    audience: Audience
+    started: float
+    """when the request came, by time.monotonic()"""
+    pieces: list[str] = field(default_factory=list)
+    answer_bytes: int = 0
+    totals: Totals = field(default_factory=Totals)
+    cost_known: bool = True
+    spoken: bool = False
+    gone: bool = False
+    work: "asyncio.Task[None] | None" = None
+    failing: Checkpoint | None = None
+    """the step that is being taken: if it fails, the error stands under it"""
+    broken_tool: str = ""
+
+    @property
+    def model(self) -> ChatModel:
+        assert self.admission.model is not None
+        return self.admission.model
+
+    async def tell(self) -> None:
+        """The whole story. Never raises; returns when the turn is closed and paid for."""
+        turn = self.turn
+        await self._say("session", {"session_id": turn.session_id, "turn_id": turn.turn_id})
+        problem = await self._work()
+        if problem is not None:
+            turn.record("error", self.failing or self.usage_check, code=problem.code, message=problem.message)
+        turn.end("disconnected" if self.gone else "failed" if problem else "completed", duration_ms=self._ms())
+        await asyncio.gather(self._settle(), turn.acknowledged(ACKNOWLEDGE_S))
+        if problem is not None:
+            await self._say("error", {"code": problem.code, "message": problem.message, "turn_id": turn.turn_id})
+        else:
+            await self._say("done", self._summary())
+
+    def leave(self) -> None:
+        """The client has gone: cancel the model and the tools at once, and say no more."""
+        self.gone = True
+        if self.work is not None:
+            self.work.cancel()
+
+    async def _work(self) -> Failed | None:
+        """Run what can be cancelled; returns why it failed, None when it did not or nobody waits."""
+        if self.gone:
+            return None
+        self.work = asyncio.create_task(self._answer())
+        await asyncio.wait({self.work})
+        try:
+            await self.work
+        except asyncio.CancelledError:
+            # Only `leave` cancels it; a loop that shuts down takes the client away just as well.
+            self.gone = True
+        except (Failed, ModelFailed) as problem:
+            return None if self.gone else Failed(problem.code, problem.message)
+        except TimeoutError:
+            return Failed("llm_timeout", WORDS["llm_timeout"])
+        except Exception:  # the door at the end of the stream: a user never sees a stack trace
+            logger.exception("a turn failed in a way nobody foresaw", extra={"turn_id": self.turn.turn_id})
+            if self.broken_tool:
+                return Failed("tool_failed", f"The tool {self.broken_tool} failed.")
+            return Failed("internal_error", "Something went wrong.")
+        return None
+
+    async def _answer(self) -> None:
+        """Rounds of the model until it asks for no more tools."""
+        deadline = asyncio.get_running_loop().time() + TURN_TIMEOUT_S
+        dialogue = Dialogue(self.model, self.admission.memory, self.question.message, tools.TOOLS.values())
+        heard = self.question.message
+        # Each wait for the model ends at the deadline by itself; this ends whatever else would not,
+        # such as a client that stopped reading.
+        async with asyncio.timeout_at(deadline + 5):
+            for number in range(1, ROUNDS + 1):
+                thinking, reply = await self._think(dialogue, number, heard, deadline)
+                if not reply.tool_calls:
+                    return
+                await self._charge()
+                results = await self._use_tools(thinking, reply.tool_calls)
+                dialogue.add_results(results)
+                heard = "\n".join(text for _, text, _ in results)
+            raise Failed("too_many_rounds", "The model asked for its tools too often without answering.")
+
+    async def _think(self, dialogue: Dialogue, number: int, heard: str, deadline: float) -> tuple[Checkpoint, Reply]:
+        """One round of the model, from llm_thinking to llm_complete, which is written in any case."""
+        thinking = self.turn.record(
+            "llm_thinking",
+            self.usage_check,
+            status="started",
+            model=self.model.name,
+            provider=self.model.provider,
+            round=number,
+            **_shown(input=heard),
+        )
+        self.failing = thinking
+        reply = Reply()
+        started, status = time.monotonic(), "error"
+        try:
+            async with aclosing(dialogue.round(reply, deadline=deadline)) as pieces:
+                async for piece in pieces:
+                    if not await self._speak(piece):
+                        reply.finish_reason = "length"
+                        reply.tool_calls.clear()
+                        break
+            status = "ok"
+        except asyncio.CancelledError:
+            status = "cancelled"
+            raise
+        finally:
+            self._add(reply)
+            self.turn.record(
+                "llm_complete",
+                thinking,
+                status=status,
+                duration_ms=_ms_since(started),
+                ttft_ms=reply.ttft_ms,
+                input_tokens=reply.input_tokens,
+                output_tokens=reply.output_tokens,
+                cost_usd=None if reply.cost_usd is None else float(reply.cost_usd),
+                finish_reason=reply.finish_reason,
+                tool_calls=len(reply.tool_calls),
+                **_shown(answer=reply.text),
+            )
+        return thinking, reply
+
+    async def _speak(self, piece: str) -> bool:
+        """Pass a piece of the answer on; False when the answer has become as long as it may."""
+        encoded = piece.encode()
+        room = ANSWER_BYTES - self.answer_bytes
+        if len(encoded) > room:
+            piece = encoded[:room].decode(errors="ignore")
+        self.answer_bytes += len(encoded)
+        if piece:
+            self.pieces.append(piece)
+            await self._acknowledge_first()
+            await self._say("token", {"text": piece})
+        return self.answer_bytes < ANSWER_BYTES
+
+    async def _acknowledge_first(self) -> None:
+        """What the client saw, the log has: the first token waits for what led to it."""
+        if not self.spoken:
+            self.spoken = True
+            await self.turn.acknowledged(ACKNOWLEDGE_S)
+
+    async def _use_tools(self, thinking: Checkpoint, calls: list[ToolCall]) -> list[tuple[ToolCall, str, bool]]:
+        """Run what the model asked for, all at once; the results in the order it asked."""
+        if len(calls) > CALLS_PER_ROUND:
+            raise Failed("too_many_tool_calls", "The model asked for too many tools at once.")
+        running = [asyncio.create_task(self._use_tool(thinking, call)) for call in calls]
+        try:
+            return list(await asyncio.gather(*running))
+        finally:
+            # One that failed or a client that left ends the others too: none may go on unseen.
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def _use_tool(self, thinking: Checkpoint, call: ToolCall) -> tuple[ToolCall, str, bool]:
+        """One call, from tool_call to tool_result, which is written in any case."""
+        tool = tools.TOOLS.get(call.tool)
+        step = self.turn.record(
+            "tool_call",
+            thinking,
+            status="started",
+            tool=call.tool,
+            server=tool.server if tool else None,
+            call_id=call.call_id,
+            **_shown(arguments=call.raw),
+        )
+        started, status, text, error = time.monotonic(), "error", "", ""
+        try:
+            await self._say("tool_call", {"tool": call.tool, "call_id": call.call_id})
+            text = await tools.run(tool, call.tool, call.arguments)
+            status = "ok"
+        except tools.ToolProblem as problem:
+            text = error = str(problem)
+        except asyncio.CancelledError:
+            status = error = "cancelled"
+            raise
+        finally:
+            duration_ms = _ms_since(started)
+            if status == "error" and not error:
+                # a defect of the tool is on its way out: it ends the turn
+                self.broken_tool, self.failing, error = call.tool, step, "The tool failed."
+            outcome = {"error": error} if error else _shown(result=text)
+            self.turn.record("tool_result", step, status=status, tool=call.tool, duration_ms=duration_ms, **outcome)
+        await self._say(
+            "tool_result",
+            {"tool": call.tool, "call_id": call.call_id, "status": status, "duration_ms": duration_ms},
+        )
+        return call, text, status == "ok"
+
+    # --- usage ------------------------------------------------------------------------------------
+
+    def _add(self, reply: Reply) -> None:
+        self.totals = Totals(
+            self.totals.input_tokens + (reply.input_tokens or 0),
+            self.totals.output_tokens + (reply.output_tokens or 0),
+            self.totals.cost_usd + (reply.cost_usd or Decimal(0)),
+        )
+        self.cost_known = self.cost_known and reply.cost_usd is not None
+
+    async def _charge(self) -> None:
+        """After a round that is not the last. A failure is no loss: the next charge brings the totals."""
+        try:
+            await in_database(charge, self.turn.turn_id, self.totals)
+        except DatabaseProblem:
+            logger.warning("a round could not be charged now", extra={"turn_id": self.turn.turn_id})
+
+    async def _settle(self) -> None:
+        """Charge the turn, free its slot and keep its answer; with PostgreSQL away, later."""
+        answer = "".join(self.pieces)
+        if not await _settled(self.turn.turn_id, self.totals, answer):
+            _keep(asyncio.create_task(_settle_later(self.turn.turn_id, self.totals, answer)))
+
+    # --- words ------------------------------------------------------------------------------------
+
+    async def _say(self, name: str, data: Mapping[str, Any]) -> None:
+        if not self.gone:
+            await self.audience.hear(name, data)
+
+    def _summary(self) -> dict[str, Any]:
+        turn = self.turn
+        return {
+            "session_id": turn.session_id,
+            "turn_id": turn.turn_id,
+            "model": self.model.name,
+            "usage": {
+                "input_tokens": self.totals.input_tokens,
+                "output_tokens": self.totals.output_tokens,
+                "cost_usd": float(self.totals.cost_usd) if self.cost_known else None,
+            },
+            "duration_ms": self._ms(),
+            "tracked": {"checkpoints": turn.recorded, "durable": turn.durable},
+        }
+
+    def _ms(self) -> float:
+        return _ms_since(self.started)
+
+
+def _ms_since(started: float) -> float:
+    return round((time.monotonic() - started) * 1000, 3)
+
+
+def _shown(**texts: str) -> dict[str, str]:
+    """The texts as far as OMNI2_CAPTURE lets them be written down."""
+    shown = ((name, preview(text)) for name, text in texts.items() if text)
+    return {name: text for name, text in shown if text is not None}
+
+
+_kept: set["asyncio.Task[Any]"] = set()
+
+
+def _keep(task: "asyncio.Task[Any]") -> None:
+    """Hold a task that nobody awaits: the loop itself would not."""
+    _kept.add(task)
+    task.add_done_callback(_kept.discard)
+
+
+async def _settled(turn_id: str, totals: Totals, answer: str) -> bool:
+    try:
+        await in_database(charge, turn_id, totals, ended=True, answer=answer)
+    except DatabaseProblem:
+        logger.warning("a turn could not be charged now", extra={"turn_id": turn_id})
+        return False
+    return True
+
+
+async def _settle_later(turn_id: str, totals: Totals, answer: str) -> None:
+    """Try again for some minutes. Charging twice adds nothing, so an unknown fate is no danger."""
+    for seconds in CHARGE_AGAIN_AFTER_S:
+        await asyncio.sleep(seconds)
+        if await _settled(turn_id, totals, answer):
+            return
+    logger.error("a turn was never charged: PostgreSQL was away too long", extra={"turn_id": turn_id})
+
+
+def start(story: Story) -> "asyncio.Task[None]":
+    """Start telling, in a task that lives until the turn is closed."""
+    task = asyncio.create_task(story.tell())
+    _keep(task)
+    return task

@@ -1,0 +1,310 @@
+"""What users may use and have used: the statement that lets a turn in, and those that charge it.
+
+`admit` is the check itself: it judges and reserves in one trip to PostgreSQL, so that any number
+of requests at once, on any number of processes, cannot pass a limit. Everything here is
+synchronous and short; async code comes through `omni2.database.in_database`.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any, Literal, NamedTuple
+
+from django.conf import settings
+from django.db import connection
+from django.db.backends.utils import CursorWrapper
+
+from chat.models import TITLE_CHARACTERS
+from monitoring.config import usage_limits
+
+# A turn ends by itself long before this (chat.turn bounds it). A slot that is older was left by a
+# process that died or lost PostgreSQL at the end, and does not count as running any more.
+SLOT_LIFETIME_S = 1800
+
+Word = Literal[
+    "admitted",
+    "not_his_session",
+    "blocked",
+    "requests_per_day",
+    "tokens_per_day",
+    "cost_usd_per_day",
+    "turns_at_once",
+    "not_now",
+]
+LIMIT_NAMES = ("requests_per_day", "tokens_per_day", "cost_usd_per_day", "turns_at_once")
+
+
+class Limit(NamedTuple):
+    """How much of one limit is used; no limit is None."""
+
+    used: float
+    limit: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the admitting statement said, and the numbers it said it by."""
+
+    word: Word
+    limits: Mapping[str, Limit]
+    resets_at: datetime
+    seconds_to_reset: int
+    block_message: str = ""
+    block_reason: str = ""
+
+    @property
+    def admitted(self) -> bool:
+        return self.word == "admitted"
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What a turn has used so far."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: Decimal = Decimal(0)
+
+
+# What is asked of every statement here: the day by PostgreSQL's clock in the configured zone, the
+# user's limits (his own, else the default; NULL is none), and what he used of them.
+_FACTS = """
+clock AS (
+    SELECT today.day, (today.day + 1)::timestamp AT TIME ZONE %(zone)s AS resets_at
+    FROM (SELECT (now() AT TIME ZONE %(zone)s)::date AS day) AS today
+),
+allowed AS (
+    SELECT
+        CASE WHEN own.requests_unlimited THEN NULL
+             ELSE COALESCE(own.requests_per_day, %(requests_per_day)s) END::bigint AS requests_per_day,
+        CASE WHEN own.tokens_unlimited THEN NULL
+             ELSE COALESCE(own.tokens_per_day, %(tokens_per_day)s) END::bigint AS tokens_per_day,
+        CASE WHEN own.cost_unlimited THEN NULL
+             ELSE COALESCE(own.cost_usd_per_day, %(cost_usd_per_day)s) END::numeric AS cost_usd_per_day,
+        CASE WHEN own.turns_unlimited THEN NULL
+             ELSE COALESCE(own.turns_at_once, %(turns_at_once)s) END::bigint AS turns_at_once
+    FROM (SELECT 1) AS always LEFT JOIN user_limits AS own ON own.user_id = %(user)s
+),
+used AS (
+    SELECT
+        COALESCE(today.requests, 0) AS requests_per_day,
+        COALESCE(today.input_tokens + today.output_tokens, 0) AS tokens_per_day,
+        COALESCE(today.cost_usd, 0) AS cost_usd_per_day,
+        (SELECT count(*) FROM turn_usage
+         WHERE user_id = %(user)s AND ended_at IS NULL
+           AND started_at > now() - make_interval(secs => %(slot_lifetime_s)s)) AS turns_at_once
+    FROM clock LEFT JOIN daily_usage AS today ON today.user_id = %(user)s AND today.day = clock.day
+)"""
+
+_NUMBERS = """
+    used.requests_per_day, allowed.requests_per_day,
+    used.tokens_per_day, allowed.tokens_per_day,
+    used.cost_usd_per_day, allowed.cost_usd_per_day,
+    used.turns_at_once, allowed.turns_at_once,
+    clock.resets_at, ceil(extract(epoch FROM clock.resets_at - now()))::int"""
+
+# Two statements in one trip, and so in one transaction. The locks come first and by themselves: the
+# second statement then sees what the user's other requests have committed while it waited. Always
+# the user's before the session's, so that two requests cannot wait for each other.
+_ADMIT = f"""
+SELECT pg_advisory_xact_lock(hashtextextended('omni2 usage of ' || %(user)s::text, 0)),
+       pg_advisory_xact_lock(hashtextextended('omni2 session ' || %(session)s, 0));
+WITH {_FACTS},
+block AS (SELECT message, reason FROM user_blocks WHERE user_id = %(user)s),
+verdict AS (
+    SELECT CASE
+        WHEN %(continued)s AND (
+            EXISTS (SELECT FROM conversations WHERE session_id = %(session)s::uuid AND user_id <> %(user)s)
+            -- a refused turn makes no conversation, but its session is its user's all the same
+            OR EXISTS (SELECT FROM turns WHERE session_id = %(session)s AND user_id <> %(email)s)
+        ) THEN 'not_his_session'
+        WHEN EXISTS (SELECT FROM block) THEN 'blocked'
+        WHEN used.requests_per_day >= allowed.requests_per_day THEN 'requests_per_day'
+        WHEN used.tokens_per_day >= allowed.tokens_per_day THEN 'tokens_per_day'
+        WHEN used.cost_usd_per_day >= allowed.cost_usd_per_day THEN 'cost_usd_per_day'
+        WHEN used.turns_at_once >= allowed.turns_at_once THEN 'turns_at_once'
+        WHEN NOT %(reserve)s THEN 'not_now'
+        ELSE 'admitted'
+    END AS word
+    FROM used, allowed
+),
+counted AS (
+    INSERT INTO daily_usage (user_id, day, requests, input_tokens, output_tokens, cost_usd)
+    SELECT %(user)s, clock.day, 1, 0, 0, 0 FROM clock, verdict WHERE word = 'admitted'
+    ON CONFLICT (user_id, day) DO UPDATE SET requests = daily_usage.requests + 1
+),
+slot AS (
+    INSERT INTO turn_usage (turn_id, user_id, session_id, day, process_id)
+    SELECT %(turn)s::uuid, %(user)s, %(session)s::uuid, clock.day, %(process)s::uuid
+    FROM clock, verdict WHERE word = 'admitted'
+),
+conversation AS (
+    INSERT INTO conversations (session_id, user_id, title)
+    SELECT %(session)s::uuid, %(user)s, %(title)s FROM verdict WHERE word = 'admitted'
+    ON CONFLICT (session_id) DO UPDATE SET updated_at = now()
+),
+question AS (
+    INSERT INTO messages (conversation_id, role, content, turn_id)
+    SELECT %(session)s::uuid, 'user', %(message)s, %(turn)s::uuid FROM verdict WHERE word = 'admitted'
+)
+SELECT verdict.word, block.message, block.reason, {_NUMBERS}
+FROM verdict CROSS JOIN used CROSS JOIN allowed CROSS JOIN clock LEFT JOIN block ON true
+"""  # noqa: S608 - made of the constants above
+
+# Totals, not differences: charging twice what was charged before adds nothing. A turn that was
+# closed (by its end or by the sweep) is not charged any more.
+_CHARGE = """
+WITH before AS (
+    SELECT turn_id, user_id, session_id, day, input_tokens, output_tokens, cost_usd,
+           GREATEST(input_tokens, %(input_tokens)s) AS input_now,
+           GREATEST(output_tokens, %(output_tokens)s) AS output_now,
+           GREATEST(cost_usd, %(cost_usd)s) AS cost_now
+    FROM turn_usage WHERE turn_id = %(turn)s::uuid AND ended_at IS NULL FOR UPDATE
+),
+turn AS (
+    UPDATE turn_usage SET input_tokens = input_now, output_tokens = output_now, cost_usd = cost_now,
+           ended_at = CASE WHEN %(ended)s THEN clock_timestamp() END
+    FROM before WHERE turn_usage.turn_id = before.turn_id
+),
+answer AS (
+    INSERT INTO messages (conversation_id, role, content, turn_id)
+    SELECT session_id, 'assistant', %(answer)s, turn_id FROM before WHERE %(answer)s <> ''
+)
+UPDATE daily_usage SET
+    input_tokens = daily_usage.input_tokens + input_now - before.input_tokens,
+    output_tokens = daily_usage.output_tokens + output_now - before.output_tokens,
+    cost_usd = daily_usage.cost_usd + cost_now - before.cost_usd
+FROM before WHERE daily_usage.user_id = before.user_id AND daily_usage.day = before.day
+"""
+
+
+def admit(
+    *,
+    user_pk: int,
+    user_id: str,
+    session_id: str,
+    continued: bool,
+    turn_id: str,
+    process_id: str,
+    message: str,
+    reserve: bool,
+) -> Verdict:
+    """Judge a request and, when it is let in, reserve it: all in one trip to PostgreSQL.
+
+    Let in means: the request is counted, the turn holds one of the user's slots until it is
+    charged as ended, and conversation and question are kept. Otherwise nothing is written.
+    `continued`: the client named the session itself, so it has to be his. `reserve` false: judge
+    only, and answer `not_now` where it would have been let in.
+    """
+    with connection.cursor() as cursor:
+        # Works because Django binds parameters on the client, so several statements make one query.
+        cursor.execute(
+            _ADMIT,
+            {
+                **_about(user_pk),
+                "email": user_id,
+                "session": session_id,
+                "continued": continued,
+                "turn": turn_id,
+                "process": process_id,
+                "message": message,
+                "title": " ".join(message[: TITLE_CHARACTERS * 2].split())[:TITLE_CHARACTERS],
+                "reserve": reserve,
+            },
+        )
+        cursor.nextset()
+        word, block_message, block_reason, *numbers = cursor.fetchone()
+    limits, resets_at, seconds = _read_numbers(numbers)
+    return Verdict(word, limits, resets_at, seconds, block_message or "", block_reason or "")
+
+
+def _about(user_pk: int) -> dict[str, Any]:
+    defaults = usage_limits()
+    return {
+        "user": user_pk,
+        "zone": settings.USAGE_TZ,
+        "slot_lifetime_s": SLOT_LIFETIME_S,
+        **{name: getattr(defaults, name) for name in LIMIT_NAMES},
+    }
+
+
+def _read_numbers(numbers: list[Any]) -> tuple[dict[str, Limit], datetime, int]:
+    *pairs, resets_at, seconds = numbers
+    limits = {
+        name: Limit(_number(used), None if limit is None else _number(limit))
+        for name, used, limit in zip(LIMIT_NAMES, pairs[::2], pairs[1::2], strict=True)
+    }
+    return limits, resets_at.astimezone(UTC), max(1, seconds)
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, Decimal) else int(value)
+
+
+def charge(turn_id: str, totals: Totals, *, ended: bool = False, answer: str = "") -> None:
+    """Bring the turn's usage, and its user's of that day, up to these totals. One statement.
+
+    `ended` closes the turn and frees its slot; the answer is kept with it. Doing it again, or
+    with smaller totals, changes nothing.
+    """
+    with connection.cursor() as cursor:
+        _charge(cursor, turn_id, totals, ended=ended, answer=answer)
+
+
+def _charge(cursor: CursorWrapper, turn_id: str, totals: Totals, *, ended: bool, answer: str) -> None:
+    cursor.execute(
+        _CHARGE,
+        {
+            "turn": turn_id,
+            "input_tokens": totals.input_tokens,
+            "output_tokens": totals.output_tokens,
+            "cost_usd": totals.cost_usd,
+            "ended": ended,
+            "answer": answer,
+        },
+    )
+
+
+def settle_abandoned(turn_id: str, rounds: Iterable[Mapping[str, Any]]) -> None:
+    """Charge a turn whose process died, and free its slot. Idempotent, one statement.
+
+    `rounds` is the metadata of the turn's `llm_complete` checkpoints, as far as they were kept:
+    what the process had charged before it died is not charged again.
+    """
+    known = list(rounds)
+    charge(
+        turn_id,
+        Totals(
+            input_tokens=sum(_count(each.get("input_tokens")) for each in known),
+            output_tokens=sum(_count(each.get("output_tokens")) for each in known),
+            cost_usd=sum((_money(each.get("cost_usd")) for each in known), Decimal(0)),
+        ),
+        ended=True,
+    )
+
+
+def _count(value: Any) -> int:
+    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else 0
+
+
+def _money(value: Any) -> Decimal:
+    try:
+        amount = Decimal(str(value))
+    except InvalidOperation:
+        return Decimal(0)
+    return amount if amount.is_finite() and amount > 0 else Decimal(0)
+
+
+def usage_today(user_pk: int) -> Verdict:
+    """What a user used today of what he may, without asking for anything. One query.
+
+    `limits` by name, and when the day ends; the verdict's word is `not_now`.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"WITH {_FACTS} SELECT {_NUMBERS} FROM used CROSS JOIN allowed CROSS JOIN clock",  # noqa: S608
+            _about(user_pk),
+        )
+        limits, resets_at, seconds = _read_numbers(list(cursor.fetchone()))
+    return Verdict("not_now", limits, resets_at, seconds)
