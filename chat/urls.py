@@ -1,3 +1,5 @@
-from django.urls import URLPattern, URLResolver
+"""The chat page. The two ask routes are below Django: see omni2.asgi and chat.endpoint."""
 
-urlpatterns: list[URLPattern | URLResolver] = []
+from chat.pages import page_urls
+
+urlpatterns = page_urls
