@@ -20,11 +20,12 @@ from flows.persister import Persister
 from flows.sweep import Sweep
 from flows.tracker import tracker
 from monitoring.watchlist import watchlist
+from omni2 import env
 from omni2.database import in_database
 
 logger = logging.getLogger(__name__)
 
-DRAIN_S = 10.0
+DRAIN_S = env.integer("OMNI2_DRAIN_S", 10, low=0, high=600)
 """How long running answers may go on after SIGTERM, and then how long the queue may take to empty."""
 
 FLUSH_S = 5.0

@@ -53,12 +53,21 @@ class Part:
     restarts: int = 0
     _process: asyncio.subprocess.Process | None = None
     _stopping: bool = False
+    _launched: float = 0.0
 
     async def start(self) -> None:
         """Returns when it answers; raises PartFailed when it ends before, or after `start_limit_s`."""
-        began = time.monotonic()
+        await self.launch()
+        await self.until_ready()
+
+    async def launch(self) -> None:
+        """Start it and return at once."""
         await asyncio.to_thread(self.before)
         await self._spawn()
+
+    async def until_ready(self) -> None:
+        """The second half of `start`, with the same promise."""
+        began = self._launched
         while not await self.ready():
             if self._process is None or self._process.returncode is not None:
                 raise PartFailed(f"{self.name} ended while it started{self._ending()}{self._tail()}")
@@ -83,6 +92,7 @@ class Part:
         finally:
             if output:
                 output.close()
+        self._launched = time.monotonic()
         self.known = known(
             self.name, self._process.pid, signal=self.stop_signal, patience_s=self.patience_s, rank=self.rank
         )

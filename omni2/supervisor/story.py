@@ -25,6 +25,9 @@ from omni2.supervisor.processes import Known, known
 
 POSTGRES, VALKEY, MODEL, PERSISTER, WEB = range(1, 6)
 PARENT_LOOK_S = 0.5
+# at the end, for running answers, and then for writing down what was recorded
+DRAIN_S = 1
+FLUSH_S = 5
 
 
 class StartProblem(RuntimeError):
@@ -85,30 +88,39 @@ class Supervisor:
         began = time.monotonic()
         self.environment = {"SECRET_KEY": env.text("SECRET_KEY") or self.folder.secret_key()}
         self.environment["OMNI2_DATA_DIR"] = str(self.folder.path)
-        await self._start_servers()
+        servers = self._servers()
         self._start_model()
+        # the web process spends seconds reading its modules, and asks the database nothing before its
+        # first request: it may do that while the others start
+        web = self._add(self._web())
+        await asyncio.gather(web.launch(), *(self._start_part(server) for server in servers))
         admin_line = await asyncio.to_thread(self._prepare)
-        await self._start_part(self._persister())
-        await self._start_part(self._web())
+        await self._start_part(self._add(self._persister()))
+        await web.until_ready()
+        self._watch(web.keep_running())
         self._greet(admin_line, time.monotonic() - began)
 
-    async def _start_servers(self) -> None:
+    def _servers(self) -> list[Part]:
+        """The embedded servers this run needs; their addresses are in `environment` then."""
         own_postgres = not env.text("DATABASE_URL")
         own_valkey = env.redis_enabled() and not env.given_redis_url()
         if own_postgres or own_valkey:
             self.sockets = make_sockets()
             self.keeper.remove(self.sockets)
-        starts = []
+        servers = []
         if own_postgres:
             for name in [name for name in os.environ if name.startswith("PG")]:
                 del os.environ[name]  # PGPORT and the like would lead to other servers
-            starts.append(self._start_part(self._postgres()))
+            servers.append(self._add(self._postgres()))
         if own_valkey:
-            starts.append(self._start_part(self._valkey()))
-        await asyncio.gather(*starts)
+            servers.append(self._add(self._valkey()))
+        return servers
+
+    def _add(self, part: Part) -> Part:
+        self.parts.append(part)
+        return part
 
     async def _start_part(self, part: Part) -> None:
-        self.parts.append(part)
         await part.start()
         self._watch(part.keep_running())
 
@@ -123,9 +135,7 @@ class Supervisor:
         if missing:
             say(f"no local model: {missing}. Chats are answered llm_unavailable until LLM_MODEL names another")
             return
-        part = self._model()
-        self.parts.append(part)
-        self._watch(part.start_and_keep_running())
+        self._watch(self._add(self._model()).start_and_keep_running())
 
     def _prepare(self) -> str:
         """Migrate and make the admin; returns what to say about the password."""
@@ -219,7 +229,11 @@ class Supervisor:
         async def ready() -> bool:
             return await answers(reachable(self.host), self.port, "/healthz")
 
-        return self._part("web", WEB, commands.with_python(commands.web(self.host, self.port)), ready=ready)
+        words = commands.with_python(commands.web(self.host, self.port))
+        # its running answers may go on for DRAIN_S (a server in production has longer), then it writes down
+        self.environment.setdefault("OMNI2_DRAIN_S", env.text("OMNI2_DRAIN_S", str(DRAIN_S)))
+        patience_s = int(self.environment["OMNI2_DRAIN_S"]) + FLUSH_S
+        return self._part("web", WEB, words, ready=ready, patience_s=patience_s)
 
     def _socket_folder(self) -> Path:
         if self.sockets is None:
@@ -268,6 +282,7 @@ class Supervisor:
         self._stop.set()
 
     async def _end(self) -> None:
+        began = time.monotonic()
         if self.parts:
             say("stopping")
         self._stop.set()
@@ -281,6 +296,8 @@ class Supervisor:
             remove_sockets(self.sockets)
         self.folder.forget_run()
         self.folder.give_back()
+        if self.parts:
+            say(f"stopped ({time.monotonic() - began:.1f} s)")
 
 
 # --- addresses ----------------------------------------------------------------------------------
