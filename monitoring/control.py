@@ -42,6 +42,7 @@ async def listen(wake: Callable[[], None]) -> None:
         try:
             async with get_redis().pubsub(ignore_subscribe_messages=False) as subscription:
                 await subscription.subscribe(keys.CONTROL_CHANNEL)
+                _obey_cancellation()
                 async for _ in subscription.listen():
                     wake()
         except RedisDisabled:
@@ -49,3 +50,11 @@ async def listen(wake: Callable[[], None]) -> None:
         except (RedisError, OSError):
             logger.debug("no control channel for now", exc_info=True)
         await asyncio.sleep(RETRY_S)
+
+
+def _obey_cancellation() -> None:
+    """redis-py sends under wait_for(), which before Python 3.12 can swallow a cancellation that meets
+    the end of the sending; this task would then listen for ever."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

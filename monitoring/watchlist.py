@@ -230,7 +230,8 @@ class Watchlist:
             self._begin(loop)
         if not self._answered.is_set():
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._answered.wait(), FIRST_ANSWER_S)
+                async with asyncio.timeout(FIRST_ANSWER_S):
+                    await self._answered.wait()
             self._answered.set()  # nobody waits twice for a PostgreSQL that hangs
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -278,8 +279,10 @@ class Watchlist:
         rest_s = POLL_S - LEAST_GAP_S
         if next_expiry_us is not None:
             rest_s = min(rest_s, max(0.0, (next_expiry_us - self._now_us()) / 1e6))
+        # not wait_for(): before Python 3.12 it can swallow a cancellation that meets the wake-up
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._woken.wait(), rest_s)
+            async with asyncio.timeout(rest_s):
+                await self._woken.wait()
 
 
 watchlist = Watchlist()
