@@ -6,27 +6,17 @@ from django.conf import settings
 
 PREVIEW_CHARACTERS = 200
 
-# Quick look first: most texts hold none of these, and `in` is far cheaper than the expression.
-HINTS = (
-    b"sk-",
-    b"sk_",
-    b"earer ",
-    b"omni2_",
-    b"ghp_",
-    b"gho_",
-    b"ghu_",
-    b"ghs_",
-    b"ghr_",
-    b"github_pat_",
-    b"xox",
-    b"AKIA",
-    b"ASIA",
-    b"AIza",
-    b"eyJ",
-    b"PRIVATE KEY",
-    b"glpat-",
-    b"hf_",
-)
+# A quick look first: most texts hold none of these. One expression of plain words is the cheapest
+# way found (0.4 µs for 20 bytes, 6 µs for 320; a loop of `in` 6 and 9).
+HINT = re.compile(
+    b"|".join(
+        re.escape(word)
+        for word in (
+            b"sk-", b"sk_", b"rk-", b"rk_", b"pk-", b"pk_", b"earer ", b"omni2_", b"ghp_", b"gho_", b"ghu_", b"ghs_",
+            b"ghr_", b"github_pat_", b"glpat-", b"xox", b"AKIA", b"ASIA", b"AIza", b"hf_", b"eyJ", b"PRIVATE KEY",
+        )
+    )
+)  # fmt: skip
 # A key begins where no letter or digit stands before it; in JSON an escaped line break (\n) may.
 _START = rb"(?:(?<![A-Za-z0-9])|(?<=\\[nrtbf]))"
 SECRET = re.compile(
@@ -49,9 +39,7 @@ MASK = b"[masked]"
 
 def mask(text: bytes) -> bytes:
     """The text (plain or JSON, UTF-8) with well-known kinds of keys replaced by `[masked]`."""
-    if any(hint in text for hint in HINTS):
-        return SECRET.sub(MASK, text)
-    return text
+    return SECRET.sub(MASK, text) if HINT.search(text) else text
 
 
 def preview(text: str) -> str | None:

@@ -22,7 +22,11 @@ QUEUE_LIMIT = 100_000
 
 # The start of a step, and the name of what ends it.
 STEP_ENDS = {"llm_thinking": "llm_complete", "tool_call": "tool_result"}
-START_OF = {end: start for start, end in STEP_ENDS.items()}
+
+
+def _time_is_up(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class TurnTrack(Envelope):
@@ -80,33 +84,30 @@ class TurnTrack(Envelope):
         if not self.turn_id:
             self.turn_id = made.flow_id
         elif parent is None and not self.checkpoints:
-            made._flow_id = self.turn_id
+            made.take_id(self.turn_id)
         if self.ended:
             made.dropped = True
             self.tracker.late += 1
             return made
-        self._note_step(made)
-        self._accept(made)
-        return made
-
-    def _note_step(self, made: Checkpoint) -> None:
-        if made.checkpoint in STEP_ENDS:
+        if checkpoint in STEP_ENDS:
             self._open[made] = None
-        elif made.parent is not None and STEP_ENDS.get(made.parent.checkpoint) == made.checkpoint:
-            self._open.pop(made.parent, None)
-
-    def _accept(self, made: Checkpoint) -> None:
+        elif parent is not None and parent in self._open and STEP_ENDS[parent.checkpoint] == checkpoint:
+            del self._open[parent]
         tracker = self.tracker
-        orphan = made.parent is not None and made.parent.dropped
-        if orphan or len(tracker.queue) >= QUEUE_LIMIT:
-            made.dropped = True
-            self.given_up += 1
-            tracker.give_up(1, "the queue is full", self.turn_id)
-            return
+        queue = tracker.queue
+        if (parent is not None and parent.dropped) or len(queue) >= QUEUE_LIMIT:
+            self._refuse(made)
+            return made
         self.checkpoints.append(made)
-        tracker.queue.append(made)
+        queue.append(made)
         if tracker.sleeper is not None:
             tracker.wake()
+        return made
+
+    def _refuse(self, made: Checkpoint) -> None:
+        made.dropped = True
+        self.given_up += 1
+        self.tracker.give_up(1, "the queue is full", self.turn_id)
 
     def end(self, outcome: str, /, **metadata: Any) -> Checkpoint | None:
         """Close what is still open as `cancelled`, then write the turn's one flow_end. Later calls
@@ -165,10 +166,18 @@ class TurnTrack(Envelope):
         checkpoints are durable then. Never raises but for the caller's own cancellation."""
         target = self.recorded
         if self.settled + self.given_up < target:
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.append((target, future))
-            await asyncio.wait((future,), timeout=timeout_s)
-            future.cancel()
+            loop = asyncio.get_running_loop()
+            future: asyncio.Future[None] = loop.create_future()
+            waiter = (target, future)
+            self._waiters.append(waiter)
+            # a bare timer: asyncio.wait_for would cost more than all of the turn's recording
+            timer = loop.call_later(timeout_s, _time_is_up, future)
+            try:
+                await future
+            finally:
+                timer.cancel()
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
         return self.settled
 
 
