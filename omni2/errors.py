@@ -25,12 +25,12 @@ DATABASE_AWAY = (OperationalError, InterfaceError)
 RETRY_AFTER_S = 5
 
 
-class PayloadTooLarge(APIException):
+class BodyTooLarge(APIException):
     """More than the 1 MiB a body may have."""
 
     status_code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     default_detail = "The body is too large: at most 1 MiB."
-    default_code = "payload_too_large"
+    default_code = "body_too_large"
 
 
 class DatabaseUnavailable(APIException):
@@ -48,7 +48,7 @@ def exception_handler(problem: Exception, context: dict[str, Any]) -> Response |
         logger.error("PostgreSQL is away: %s", type(problem).__name__)
         problem = DatabaseUnavailable()
     elif isinstance(problem, RequestDataTooBig):
-        problem = PayloadTooLarge()
+        problem = BodyTooLarge()
     response = drf_exception_handler(problem, context)
     if response is None:
         return None
@@ -63,7 +63,7 @@ def exception_handler(problem: Exception, context: dict[str, Any]) -> Response |
 def bad_request(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
     """400, or 413 when that is what was wrong."""
     if isinstance(exception, RequestDataTooBig):
-        return answer(request, 413, PayloadTooLarge.default_code, PayloadTooLarge.default_detail)
+        return answer(request, 413, BodyTooLarge.default_code, BodyTooLarge.default_detail)
     return answer(request, 400, "bad_request", "This request cannot be understood.")
 
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from omni2.errors import PayloadTooLarge
+from omni2.errors import BodyTooLarge
 
 MAX_BODY_BYTES = 1024 * 1024
 
@@ -30,7 +30,7 @@ def intake(application: Application) -> Application:
         try:
             body = await _read(scope, receive)
         except _TooLarge:
-            return await _refuse(send, 413, PayloadTooLarge.default_code, str(PayloadTooLarge.default_detail))
+            return await _refuse(send, 413, BodyTooLarge.default_code, str(BodyTooLarge.default_detail))
         except _Gone:
             return None
         return await application(_with_length(scope, len(body)), _replay(body, receive), send)
@@ -119,6 +119,11 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def _refuse(send: Send, status: int, code: str, detail: str) -> None:
-    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    body = json.dumps({"detail": detail, "code": code}).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+    ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps({"detail": detail, "code": code}).encode()})
+    await send({"type": "http.response.body", "body": body})

@@ -75,7 +75,7 @@ def _complete_operation(operation: Schema) -> None:
         content["application/json"] = content.pop("*/*")
     errors = {"400": "Bad request", "503": "`database_unavailable`: try again after `Retry-After` seconds"}
     if content:
-        errors["413"] = "`payload_too_large`"
+        errors["413"] = "`body_too_large`"
     if operation.get("security"):
         errors["401"] = "No token or session, or a bad one"
     for status, description in errors.items():
@@ -182,7 +182,7 @@ _REFUSALS: Schema = {
         "`inactive`, `user_blocked` (with the message meant for the user) or `csrf_failed`", _ref("Refusal")
     ),
     "404": _answer("`not_found`: no such session of this user", _ref("Error")),
-    "413": _answer("`payload_too_large`", _ref("Error")),
+    "413": _answer("`body_too_large`", _ref("Error")),
     "429": _answer(
         "`usage_limit` or `too_many_turns`", _ref("Refusal"), Retry_After="Seconds until it is worth another try"
     ),

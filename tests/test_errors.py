@@ -34,7 +34,7 @@ EXPECTED = {
     "recursion": (500, "server_error"),
     "away": (503, "database_unavailable"),
     "interface": (503, "database_unavailable"),
-    "too-big": (413, "payload_too_large"),
+    "too-big": (413, "body_too_large"),
     "suspicious": (400, "bad_request"),
     "forbidden": (403, "permission_denied"),
     "nothing": (404, "not_found"),
@@ -247,7 +247,7 @@ def test_it_refuses_more_than_a_mebibyte(client: Client) -> None:
     for content_type in ("application/json", "application/x-www-form-urlencoded"):
         answer = post(client, b'{"a": "' + b"x" * 1024 * 1024 + b'"}', content_type)
         assert answer.status_code == 413
-        assert answer.json()["code"] == "payload_too_large"
+        assert answer.json()["code"] == "body_too_large"
 
 
 @pytest.mark.urls(__name__)

@@ -59,13 +59,13 @@ async def test_it_hands_a_chunked_body_on_whole_and_with_its_length() -> None:
 @pytest.mark.parametrize("announced", [str(MAX_BODY_BYTES + 1).encode(), b"9" * 5000])
 async def test_it_refuses_at_once_what_announces_itself_too_large(announced: bytes) -> None:
     call = await Call(part(b"never read"), content_length=announced).run()
-    assert call.refusal == (413, "payload_too_large")
+    assert call.refusal == (413, "body_too_large")
     assert call.messages, "the body was left unread"
 
 
 async def test_it_stops_reading_what_grows_too_large() -> None:
     call = Call(*[part(b"x" * 100_000, more=True) for _ in range(30)])
-    assert (await call.run()).refusal == (413, "payload_too_large")
+    assert (await call.run()).refusal == (413, "body_too_large")
     assert len(call.messages) == 30 - 11
     assert call.got is None
 
