@@ -5,6 +5,7 @@ parsed or encoded again on its way: the bytes the flusher wrote stand in the fra
 """
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from flows.checkpoints import iso_time, wall_clock_us
+from flows.checkpoints import iso_time
 from flows.history import wire_time
 from monitoring.watchlist import Change, Period
 
@@ -66,7 +67,7 @@ def checkpoint(cursor: str, document: bytes) -> str:
     """A live frame. Made once for all watchers of the user."""
     return (
         f'{{"type":"checkpoint","cursor":"{cursor}","checkpoint":{document.decode()},'
-        f'"sent_at":"{iso_time(wall_clock_us())}"}}'
+        f'"sent_at":"{iso_time(time.time_ns() // 1000)}"}}'
     )
 
 

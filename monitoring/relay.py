@@ -168,7 +168,7 @@ class Feed:
 
     async def _synchronise(self) -> None:
         try:
-            while self._again:
+            while self._again and not was_cancelled():
                 self._again = False
                 await self._read_what_is_missing()
                 self._take_waiting()
@@ -350,7 +350,7 @@ class Relay:
 
     async def _stay_connected(self) -> None:
         failures = 0
-        while True:
+        while not was_cancelled():
             try:
                 await self._listen()
             except REDIS_AWAY as problem:
@@ -366,7 +366,7 @@ class Relay:
             await connection.connect()  # type: ignore[no-untyped-call]
             self._connected()
             asking = self.run(self._ask(connection))
-            while True:
+            while not was_cancelled():
                 answer = await connection.read_response(timeout=math.inf, disconnect_on_error=False)
                 self._heard_at_s = time.monotonic()
                 if isinstance(answer, list) and len(answer) == 3:
@@ -391,7 +391,7 @@ class Relay:
         """Keep the connection subscribed to what is watched, and see that it is alive."""
         asked: set[bytes] = set()
         try:
-            while True:
+            while not was_cancelled():
                 self._wanted.clear()
                 wanted = set(self._by_channel)
                 if wanted - asked:
@@ -433,7 +433,7 @@ class Relay:
             self._ping(self.watchers)
 
     async def _check_positions(self) -> None:
-        while True:
+        while not was_cancelled():
             await asyncio.sleep(CHECK_EVERY_S)
             try:
                 for feed in list(self.feeds.values()):
@@ -445,7 +445,7 @@ class Relay:
     # --- time, and rights --------------------------------------------------------------------------
 
     async def _tick(self) -> None:
-        while True:
+        while not was_cancelled():
             await asyncio.sleep(TICK_S)
             now_s = time.monotonic()
             watchers = self.watchers
@@ -461,7 +461,7 @@ class Relay:
 
     async def _watch_rights(self) -> None:
         """One query for all open sockets. While PostgreSQL is away nobody can take a right away."""
-        while True:
+        while not was_cancelled():
             await asyncio.sleep(RIGHTS_EVERY_S)
             watchers = self.watchers
             with suppress(DatabaseProblem, OSError):
@@ -471,6 +471,13 @@ class Relay:
                         watcher.close(verdict.code)
                     elif verdict.sees_all != watcher.admission.sees_all:
                         watcher.may_still_watch(replace(watcher.admission, sees_all=verdict.sees_all))
+
+
+def was_cancelled() -> bool:
+    """Whether somebody cancelled the running task, even if nobody in between let it through:
+    `asyncio.wait_for` of Python 3.11, inside redis-py, can swallow a cancellation."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 _relays: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Relay]" = weakref.WeakKeyDictionary()

@@ -1,0 +1,338 @@
+"""A watcher misses nothing and sees nothing twice, whenever he comes, goes, or comes back."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from flows import keys, log
+from flows.persister import Persister
+from flows.redis import get_redis, sync_client
+from flows.tracker import FlowTracker
+from monitoring.relay import counts, relay_here, status
+from monitoring.tests.watching import BOB, Page, Script, break_subscriptions, enable, in_stream, settle
+from omni2.database import in_database
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+STEPS = range(len(Script.NAMES) + 1)
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions are compared more often than in earnest, to spare the tests the waiting."""
+    monkeypatch.setattr("monitoring.relay.CHECK_EVERY_S", 0.3)
+
+
+async def persist() -> None:
+    """Move all that waits to PostgreSQL."""
+
+    def work() -> None:
+        persister = Persister()
+        with sync_client() as client:
+            while any(client.xlen(shard) for shard in keys.LOG_SHARDS):
+                persister.step()
+        persister._release()
+
+    await in_database(work)
+
+
+async def no_persister() -> None:
+    """PostgreSQL stays empty."""
+
+
+# --- the test to be proud of -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("persisted", [persist, no_persister])
+@pytest.mark.parametrize("moment", STEPS)
+async def test_it_shows_all_to_whoever_joins(
+    moment: int, persisted: Callable[[], Any], live: FlowTracker, bob: Any, olga: Any, olga_token: str
+) -> None:
+    """For every moment of a turn: snapshot + live = what is stored, each once, in order."""
+    await enable(olga)
+    earlier = await Script(live).run()
+    script = Script(live)
+    await script.run(moment)
+    await persisted()
+    async with Page(olga_token) as page:
+        await script.run()
+        await page.until_shown(earlier + script.flow_ids)
+        assert page.snapshots == [True]
+    assert await in_stream() == earlier + script.flow_ids
+
+
+@pytest.mark.parametrize("gone_for", [0, 1, 4])
+async def test_it_shows_all_to_whoever_comes_back(
+    gone_for: int, live: FlowTracker, bob: Any, olga: Any, olga_token: str
+) -> None:
+    """The same for connections that break at each moment and come back with their cursor so many
+    checkpoints later; one of them with an empty page."""
+    await enable(olga)
+    script = Script(live)
+    pages = [Page(olga_token) for _ in STEPS]
+    for page in pages:
+        await page.open()
+        await page.until_snapshots(1)
+    for moment in range(len(Script.NAMES) + gone_for + 1):
+        if moment < len(pages):
+            await pages[moment].until_shown(script.flow_ids)
+            await pages[moment].leave()
+        if moment >= gone_for:
+            await pages[moment - gone_for].open()
+        if moment < len(Script.NAMES):
+            await script.step()
+    for page in pages:
+        await page.until_shown(script.flow_ids)
+        await page.until_snapshots(2)
+        assert page.snapshots == [True, True]
+        await page.leave()
+
+
+async def test_it_shows_all_while_everything_happens_at_once(
+    live: FlowTracker, bob: Any, olga: Any, olga_token: str
+) -> None:
+    """Many turns at once; pages that come, break off without reading to the end, and come back."""
+    await enable(olga)
+    pages = [Page(olga_token) for _ in range(6)]
+    scripts = [Script(live) for _ in range(12)]
+
+    async def come_and_go(page: Page, number: int) -> None:
+        for _ in range(8):
+            await page.open()
+            await asyncio.sleep(0.003 * number)
+            await page.leave()
+
+    async def talk(script: Script) -> None:
+        for _ in Script.NAMES:
+            await script.step()
+            await asyncio.sleep(0.004)
+
+    await asyncio.gather(*(come_and_go(page, n) for n, page in enumerate(pages)), *map(talk, scripts))
+    everything = await in_stream()
+    assert len(everything) == 120
+    for page in pages:
+        async with page:
+            await page.until(lambda page: len(page.shown) == 120)
+            assert set(page.shown) == set(everything)
+            assert all(page.snapshots)
+
+
+# --- what Redis does --------------------------------------------------------------------------------
+
+
+async def test_it_recovers_what_a_broken_subscription_lost(
+    live: FlowTracker, bob: Any, olga: Any, olga_token: str
+) -> None:
+    """CLIENT KILL TYPE pubsub, again and again while checkpoints flow."""
+    await enable(olga)
+    reconnects = counts.reconnects
+
+    async def break_it() -> None:
+        for _ in range(15):
+            await break_subscriptions()
+            await asyncio.sleep(0.02)
+
+    async def talk() -> None:
+        for _ in range(15):
+            await Script(live).run()
+
+    async with Page(olga_token) as page, Page(olga_token) as other:
+        await page.until_snapshots(1)
+        await asyncio.gather(break_it(), talk(), talk())
+        everything = await in_stream()
+        assert len(everything) == 300
+        await page.until_shown(everything)
+        await other.until_shown(everything)
+        assert page.snapshots == [True] * len(page.snapshots)
+    assert counts.reconnects > reconnects
+
+
+async def test_it_finds_what_was_never_published(live: FlowTracker, bob: Any, olga: Any, olga_token: str) -> None:
+    """The last messages before a silence are lost: no later one tells of the hole, the position check does."""
+    await enable(olga)
+    script = Script(live)
+    async with Page(olga_token) as page:
+        await script.run(3)
+        await page.until_shown(script.flow_ids)
+        live.is_monitored = lambda user_id: False  # a process that has not heard of the monitoring yet
+        await script.run()
+        await page.until_shown(script.flow_ids)
+
+
+async def test_it_gives_a_fresh_snapshot_after_a_flush(live: FlowTracker, bob: Any, olga: Any, olga_token: str) -> None:
+    await enable(olga)
+    script = Script(live)
+    async with Page(olga_token) as page:
+        await script.run(4)
+        await page.until_shown(script.flow_ids)
+        await persist()
+        await get_redis().flushall()
+        await script.run()
+        await page.until_shown(script.flow_ids)
+        await page.until_snapshots(2)
+        assert page.snapshots == [True, False]
+        again = Script(live)
+        await again.run()
+        await page.until_shown(script.flow_ids + again.flow_ids)
+
+
+async def test_it_gives_a_fresh_snapshot_to_a_cursor_of_another_epoch(
+    live: FlowTracker, bob: Any, olga: Any, olga_token: str
+) -> None:
+    await enable(olga)
+    script = Script(live)
+    page = Page(olga_token)
+    async with page:
+        await script.run(4)
+        await page.until_shown(script.flow_ids)
+    await persist()
+    await get_redis().flushall()
+    await script.run(2)
+    async with page:
+        await page.until_snapshots(2)
+        await script.run()
+        await page.until_shown(script.flow_ids)
+        assert page.snapshots == [True, False]
+
+
+async def test_it_gives_a_fresh_snapshot_when_the_epoch_changes(
+    live: FlowTracker, bob: Any, olga: Any, olga_token: str
+) -> None:
+    """Checkpoints went to PostgreSQL directly while Redis was away, and then the epoch changed."""
+    await enable(olga)
+    script = Script(live)
+    async with Page(olga_token) as page:
+        await script.run(4)
+        await page.until_shown(script.flow_ids)
+        await get_redis().hset("omni2:epoch", "epoch", "another")
+        await page.until_snapshots(2)
+        await script.run()
+        await page.until_shown(script.flow_ids)
+        assert page.snapshots == [True, False]
+
+
+async def test_it_gives_a_fresh_snapshot_when_the_log_no_longer_reaches_back(
+    live: FlowTracker, bob: Any, olga: Any, olga_token: str
+) -> None:
+    await enable(olga)
+    first = Script(live)
+    page = Page(olga_token)
+    async with page:
+        await first.run()
+        await page.until_shown(first.flow_ids)
+    second = Script(live)
+    await second.run()
+    await persist()
+    await get_redis().xtrim(f"interaction_flows:{BOB}", maxlen=3, approximate=False)
+    async with page:
+        await page.until_shown(first.flow_ids + second.flow_ids)
+        assert page.snapshots == [True, False]
+
+
+async def test_it_resumes_exactly_when_the_log_reaches_just_back(
+    live: FlowTracker, bob: Any, olga: Any, olga_token: str
+) -> None:
+    """Trimmed, but not beyond the cursor."""
+    await enable(olga)
+    first = Script(live)
+    page = Page(olga_token)
+    async with page:
+        await first.run()
+        await page.until_shown(first.flow_ids)
+    second = Script(live)
+    await second.run()
+    await get_redis().xtrim(f"interaction_flows:{BOB}", maxlen=11, approximate=False)
+    async with page:
+        await page.until_shown(first.flow_ids + second.flow_ids)
+        await page.until_snapshots(2)
+        assert page.snapshots == [True, True]
+
+
+@pytest.mark.parametrize("moment", [0, 2, 5, 9, 10])
+async def test_it_drops_the_second_entry_of_a_retried_append(
+    moment: int, live: FlowTracker, bob: Any, olga: Any, olga_token: str
+) -> None:
+    """A batch whose answer was lost is appended again; joins and rejoins before, between and after."""
+    await enable(olga)
+    script = Script(live)
+    page = Page(olga_token)
+
+    async def repeat() -> None:
+        words = log.pack_append(script.made, lambda user_id: True)
+        await get_redis().execute_command(*words)
+
+    await script.run(moment)
+    if moment:
+        await repeat()
+    async with page:
+        await page.until_shown(script.flow_ids)
+        await page.until_snapshots(1)
+        if moment:
+            await repeat()
+    await script.run(min(3, 10 - moment))
+    await repeat()
+    async with page:
+        await script.run()
+        await repeat()
+        last = await Script(live).run()
+        await page.until_shown(script.flow_ids + last)
+        assert all(page.snapshots)
+
+
+# --- many watchers, many users ----------------------------------------------------------------------
+
+
+async def test_it_never_mixes_two_users(live: FlowTracker, bob: Any, ada: Any, olga: Any, olga_token: str) -> None:
+    await enable(olga)
+    await enable(olga, ada.user_id)
+    async with Page(olga_token) as bobs, Page(olga_token, user_id=ada.user_id) as adas:
+        ours, hers = [Script(live) for _ in range(3)], [Script(live, ada.user_id) for _ in range(3)]
+        await asyncio.gather(*(script.run() for script in ours + hers))
+        await bobs.until(lambda page: len(page.shown) == 30)
+        await adas.until(lambda page: len(page.shown) == 30)
+        assert list(bobs.shown) == await in_stream()
+        assert list(adas.shown) == await in_stream(ada.user_id)
+
+
+async def test_it_uses_one_subscription_for_all_and_ends_it_with_the_last(
+    live: FlowTracker, bob: Any, ada: Any, olga: Any, olga_token: str
+) -> None:
+    await enable(olga)
+    await enable(olga, ada.user_id)
+
+    async def connections() -> int:
+        return len([each for each in await get_redis().client_list() if each["name"] == "omni2-relay"])
+
+    async with Page(olga_token) as one, Page(olga_token) as two, Page(olga_token, user_id=ada.user_id) as three:
+        for page in (one, two, three):
+            await page.until_snapshots(1)
+        assert await connections() == 1
+        assert (status()["feeds"], status()["watchers"], status()["connected"]) == (2, 3, True)
+    await settle(lambda: not relay_here()._tasks)
+    assert status()["watchers"] == 0
+    async with asyncio.timeout(10):
+        while await connections():
+            await asyncio.sleep(0.01)
+
+
+async def test_it_reads_a_long_gap_in_parts(live: FlowTracker, bob: Any, olga: Any, olga_token: str) -> None:
+    """However much came since: all of it, in parts of 200."""
+    await enable(olga)
+    page = Page(olga_token)
+    async with page:
+        await page.until_snapshots(1)
+    turns = [live.begin(user_id=BOB, session_id="s") for _ in range(250)]
+    for turn in turns:
+        root = turn.record("auth_check", status="passed")
+        for n in range(8):
+            turn.record("note", root, n=n)
+        turn.end("completed")
+    for turn in turns:
+        await turn.acknowledged(20)
+    everything = await in_stream()
+    assert len(everything) == 2500
+    async with page:
+        await page.until_shown(everything)
+        assert page.snapshots == [True, True]
