@@ -15,6 +15,8 @@ from django.views.decorators.cache import never_cache
 from redis import RedisError
 
 from flows.redis import get_redis
+from flows.status import LAG_LIMIT_S, PERSISTER_SILENT_S, persister_status, tracking_status
+from monitoring.relay import status as relay_status
 from omni2.database import in_database
 
 # a probe is answered long before its usual limit of some seconds, however long a server hangs
@@ -47,6 +49,9 @@ async def _limited(check: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, 
         return _failed(f"no answer within {CHECK_LIMIT_S:g} s")
 
 
+_OFF = {"status": "off", "reason": "REDIS_ENABLED is false: checkpoints go straight to PostgreSQL, live is off"}
+
+
 def _ok(**more: Any) -> dict[str, Any]:
     return {"status": "ok", **more}
 
@@ -75,7 +80,7 @@ async def postgresql() -> dict[str, Any]:
 
 async def redis() -> dict[str, Any]:
     if not settings.REDIS_ENABLED:
-        return {"status": "off", "reason": "REDIS_ENABLED is false: checkpoints go straight to PostgreSQL"}
+        return _OFF
     try:
         await get_redis().ping()
     except (RedisError, OSError):
@@ -83,6 +88,52 @@ async def redis() -> dict[str, Any]:
     return _ok()
 
 
-CHECKS: dict[str, Callable[[], Awaitable[dict[str, Any]]]] = {"postgresql": postgresql, "redis": redis}
+async def persister() -> dict[str, Any]:
+    """Silent or far behind: not ready. Dead letters: degraded, since somebody has to look at them."""
+    if not settings.REDIS_ENABLED:
+        return _OFF
+    try:
+        known = await asyncio.to_thread(persister_status)
+    except (RedisError, OSError):
+        return {"status": "unknown", "reason": "Redis does not answer"}
+    if known["silent_s"] is None or known["silent_s"] > PERSISTER_SILENT_S:
+        return _failed("no persister runs: checkpoints wait in Redis", **known)
+    if known["lag_s"] > LAG_LIMIT_S:
+        return _failed(f"history is more than {LAG_LIMIT_S:g} s behind", **known)
+    if known["dead_letters"]:
+        return _degraded("some checkpoints could not be stored and are set aside", **known)
+    return _ok(**known)
+
+
+async def relay() -> dict[str, Any]:
+    """Live delivery in this process. Without watchers it has nothing to be connected for."""
+    if not settings.REDIS_ENABLED:
+        return _OFF
+    known = relay_status()
+    facts = {name: known[name] for name in ("watchers", "feeds", "reconnects")}
+    if known["live"] == "degraded":
+        return _failed("watchers are connected, but Redis is away", **facts)
+    return _ok(**facts)
+
+
+async def tracking() -> dict[str, Any]:
+    """This process's way to the log: what goes around Redis, and what had to be given up."""
+    known = tracking_status()
+    if known["postgres_away"]:
+        return _failed("neither Redis nor PostgreSQL takes checkpoints; they wait in memory", **known)
+    if known["given_up"]:
+        return _degraded("checkpoints had to be given up since this process started", **known)
+    if known["redis_away"] and settings.REDIS_ENABLED:
+        return _degraded("checkpoints go straight to PostgreSQL until Redis is back", **known)
+    return _ok(**known)
+
+
+CHECKS: dict[str, Callable[[], Awaitable[dict[str, Any]]]] = {
+    "postgresql": postgresql,
+    "redis": redis,
+    "persister": persister,
+    "relay": relay,
+    "tracking": tracking,
+}
 
 urlpatterns = [path("healthz", healthz, name="healthz"), path("readyz", readyz, name="readyz")]
