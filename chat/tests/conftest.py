@@ -191,14 +191,14 @@ def client_of(token_of: Any) -> Callable[[Any], Client]:
 
 
 @pytest.fixture
-def limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+def limits(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """limits(requests_per_day=5): the defaults in force for all users."""
 
     def put(**values: Any) -> None:
         monkeypatch.setattr(config.current, "usage_limits", config.UsageLimits(**values))
 
     put()
-    yield put
+    return put
 
 
 class Tree:
