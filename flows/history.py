@@ -22,8 +22,10 @@ from flows.models import InteractionFlow, Turn
 
 MAX_LIMIT = 500
 DEFAULT_LIMIT = 50
-# Only for those who may read everybody's flows; a user does not get these of his own.
-INTERNAL_METADATA = frozenset({"internal_reason"})
+# Only for those who may read everybody's flows; a user does not get these of his own. The reason of
+# a block is what one admin wrote for the others: the user's text is `message`.
+INTERNAL_METADATA = {"block_check": frozenset({"reason", "internal_reason"})}
+NOTHING_INTERNAL: frozenset[str] = frozenset()
 RUNNING = "running"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
@@ -142,8 +144,9 @@ def as_wire(row: InteractionFlow, *, internal: bool = True) -> dict[str, Any]:
     elif not isinstance(metadata, dict):
         # only an INSERT from outside can store a bare list or word; readers may rely on an object
         metadata = {"value": metadata}
-    if not internal and not INTERNAL_METADATA.isdisjoint(metadata):
-        metadata = {key: value for key, value in metadata.items() if key not in INTERNAL_METADATA}
+    hidden = NOTHING_INTERNAL if internal else INTERNAL_METADATA.get(row.checkpoint, NOTHING_INTERNAL)
+    if not hidden.isdisjoint(metadata):
+        metadata = {key: value for key, value in metadata.items() if key not in hidden}
     return {
         "flow_id": str(row.flow_id),
         "user_id": row.user_id,

@@ -90,10 +90,10 @@ def test_it_can_read_whatever_an_insert_from_outside_stored(stored: str | None, 
 
 def test_it_leaves_internal_metadata_out_for_those_who_may_not_see_it() -> None:
     turn = StoredTurn(BOB)
-    turn.add("block_check", turn.root, status="failed", reason="Ask the help desk.", internal_reason="case 4711")
+    turn.add("block_check", turn.root, status="failed", message="Ask the help desk.", reason="case 4711")
     row = history.flows_of(BOB, FlowFilters(checkpoint="block_check")).rows[0]
-    assert history.as_wire(row)["metadata"]["internal_reason"] == "case 4711"
-    assert history.as_wire(row, internal=False)["metadata"] == {"status": "failed", "reason": "Ask the help desk."}
+    assert history.as_wire(row)["metadata"]["reason"] == "case 4711"
+    assert history.as_wire(row, internal=False)["metadata"] == {"status": "failed", "message": "Ask the help desk."}
 
 
 def test_it_sums_a_turn_up() -> None:

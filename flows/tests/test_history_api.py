@@ -44,7 +44,7 @@ def as_august(august: User, token_of: Callable[[User], str]) -> As:
 
 def blocked_turn(user_id: str = "bob@example.com") -> StoredTurn:
     turn = StoredTurn(user_id)
-    turn.add("block_check", turn.root, status="failed", reason="Ask the help desk.", internal_reason="case 4711")
+    turn.add("block_check", turn.root, status="failed", message="Ask the help desk.", reason="case 4711")
     return turn.end("refused")
 
 
