@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import redis
+from django.core.management import call_command
 from django.db import OperationalError, connection
 
 from flows import keys, persister
@@ -288,3 +289,11 @@ def test_two_writers_of_the_same_rows_store_them_once() -> None:
         thread.join(30)
     assert InteractionFlow.objects.count() == 400
     assert set(Turn.objects.values_list("checkpoints", flat=True)) == {20}
+
+
+def test_a_command_replays_what_was_set_aside(client: redis.Redis, capsys: pytest.CaptureFixture[str]) -> None:
+    client.xadd(keys.DEAD_LETTERS, {"d": document(1), "reason": "x"})
+    client.xadd(keys.DEAD_LETTERS, {"d": b"not json", "reason": "x"})
+    call_command("replay_dead_letters")
+    assert "1 stored or known already, 1 still refused" in capsys.readouterr().out
+    assert client.xlen(keys.DEAD_LETTERS) == 1
