@@ -44,8 +44,10 @@ WITH incoming AS MATERIALIZED (
         -- the turn's own first token, where the turn says it; else the first round's
         coalesce(max(ttft_ms) FILTER (WHERE checkpoint = 'flow_end'),
                  (array_agg(ttft_ms ORDER BY created_at) FILTER (WHERE checkpoint = 'llm_complete' AND ttft_ms IS NOT NULL))[1]),
+        -- never the reason of a block: that is one admin's word for the others, and the user reads this
         coalesce((array_agg(metadata ->> 'code' ORDER BY created_at DESC) FILTER (WHERE checkpoint = 'error'))[1],
-                 (array_agg(metadata ->> 'reason' ORDER BY created_at) FILTER (WHERE checkpoint LIKE '%%\\_check' AND metadata ->> 'status' = 'failed'))[1]),
+                 (array_agg(coalesce(metadata ->> 'code', CASE checkpoint WHEN 'block_check' THEN 'user_blocked' ELSE metadata ->> 'reason' END)
+                    ORDER BY created_at) FILTER (WHERE checkpoint LIKE '%%\\_check' AND metadata ->> 'status' = 'failed'))[1]),
         max(CASE WHEN metadata ->> 'process' ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' THEN metadata ->> 'process' END)
             FILTER (WHERE checkpoint = 'auth_check')::uuid
     FROM facts GROUP BY turn_id
