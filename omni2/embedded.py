@@ -25,6 +25,10 @@ from omni2.supervisor.processes import command_line, known
 
 # sockaddr_un holds 104 bytes on macOS and 108 on Linux, the closing NUL included
 LONGEST_SOCKET_PATH = 103
+# builtin C.UTF-8: lower() and ILIKE know all letters, the same on every machine and in the container
+LOCALE_WORDS = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+# nothing acknowledged is lost but the last second before a power failure, and nothing is ever evicted
+VALKEY_KEEPS = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction", "save": ""}
 START_LIMIT_S = 30.0
 LOOK_AGAIN_S = 0.02
 
@@ -86,6 +90,8 @@ def as_unprivileged() -> list[str]:
         f"--reuid={nobody.pw_uid}",
         f"--regid={nobody.pw_gid}",
         "--clear-groups",
+        # without it access(2) forgets the capability, and initdb believes it may not run `postgres`
+        "--securebits=+no_setuid_fixup",
         "--inh-caps=+dac_override",
         "--ambient-caps=+dac_override",
     ]
@@ -115,9 +121,7 @@ def make_cluster(data: Path, *, sync: bool = True) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True, mode=0o700)
     _give_to_nobody(unfinished)
-    # builtin C.UTF-8: lower() and ILIKE know all letters, the same on every machine
-    words = ["-D", str(unfinished), "-U", "omni2", "--auth=trust", "-E", "UTF8", "--no-instructions"]
-    words += ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    words = ["-D", str(unfinished), "-U", "omni2", "--auth=trust", "-E", "UTF8", "--no-instructions", *LOCALE_WORDS]
     done = subprocess.run(
         [*as_unprivileged(), str(postgres_bin() / "initdb"), *words, *([] if sync else ["--no-sync"])],
         check=False,
@@ -214,11 +218,8 @@ def valkey_words(data: Path, socket: Path, *, settings: Mapping[str, str] | None
         "unixsocket": str(socket),
         "unixsocketperm": "700",
         "dir": str(data),
-        "appendonly": "yes",
-        "appendfsync": "everysec",
-        "maxmemory-policy": "noeviction",
-        "save": "",
         "daemonize": "no",
+        **VALKEY_KEEPS,
         **(settings or {}),
     }
     words = [word for name, value in options.items() for word in (f"--{name}", value)]

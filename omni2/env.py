@@ -127,6 +127,11 @@ def admin_email() -> str:
     return text("OMNI2_ADMIN_EMAIL", "admin@example.com").lower()
 
 
+def local_model_answers() -> bool:
+    """Whether the local model is the configured one: LLM_MODEL is `local`, and no other server is named."""
+    return text("LLM_MODEL", "local") == "local" and not text("LLM_BASE_URL")
+
+
 def local_model_wanted() -> bool:
-    """Whether the supervisor runs the local model: LLM_MODEL is `local`, and nobody else runs one."""
-    return text("LLM_MODEL", "local") == "local" and not text("LLM_BASE_URL") and not text("OMNI2_LOCAL_MODEL_URL")
+    """Whether the supervisor runs the local model: it is to answer, and nobody else runs it for us."""
+    return local_model_answers() and not text("OMNI2_LOCAL_MODEL_URL")

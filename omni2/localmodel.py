@@ -13,6 +13,8 @@ import threading
 from importlib.util import find_spec
 from pathlib import Path
 
+from omni2 import env
+
 MODEL_NAME = "smollm2-135m-instruct"
 SLOTS = 4
 # the model was trained on 8,192; half of it, because every slot's share lies in memory (90 MB each)
@@ -21,6 +23,7 @@ CONTEXT_TOKENS = 4096
 LONGEST_ANSWER_TOKENS = 1024
 URL_VARIABLE = "OMNI2_LOCAL_MODEL_URL"
 KEY_VARIABLE = "OMNI2_LOCAL_MODEL_KEY"
+HOST_VARIABLE = "OMNI2_LOCAL_MODEL_HOST"
 PORT_VARIABLE = "OMNI2_LOCAL_MODEL_PORT"
 
 
@@ -39,16 +42,16 @@ def _weights() -> Path | None:
     return next((file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))), None)
 
 
-def serve(port: int, key: str) -> None:
-    """Answer on 127.0.0.1:port until SIGTERM or SIGINT."""
+def serve(host: str, port: int, key: str) -> None:
+    """Answer on host:port until SIGTERM or SIGINT."""
     import xllamacpp  # noqa: PLC0415 (optional, and 100 MB: only this process loads it)
 
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(_weights())
     parameters.model_alias = {MODEL_NAME}
-    parameters.hostnames = ["127.0.0.1"]
+    parameters.hostnames = [host]
     parameters.port = port
-    parameters.api_keys = [key]
+    parameters.api_keys = [key] if key else []
     parameters.n_parallel = SLOTS
     parameters.n_ctx = SLOTS * CONTEXT_TOKENS
     parameters.n_gpu_layers = 0
@@ -69,8 +72,17 @@ def serve(port: int, key: str) -> None:
     os._exit(0)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Serve, or say why not: well when another model is configured, with an error when parts are missing."""
+    if not env.local_model_answers():
+        print("LLM_MODEL or LLM_BASE_URL names another model: no local one is needed", flush=True)  # noqa: T201
+        return
     problem = missing()
     if problem:
         sys.exit(problem)
-    serve(int(os.environ[PORT_VARIABLE]), os.environ[KEY_VARIABLE])
+    port = env.integer(PORT_VARIABLE, 8091, low=1, high=65535)
+    serve(env.text(HOST_VARIABLE, "127.0.0.1"), port, env.text(KEY_VARIABLE))
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,9 @@ from omni2.env import BASE_DIR
 BACKLOG = 4096
 
 PERSISTER = ("manage.py", "persister")
+PERSISTER_ALIVE = ("-m", "omni2.supervisor.alive")
 MIGRATE = ("manage.py", "migrate", "--noinput")
+PREPARE = ("manage.py", "prepare")
 LOCAL_MODEL = ("-m", "omni2.localmodel")
 
 
@@ -35,5 +37,6 @@ def with_python(words: tuple[str, ...]) -> list[str]:
 
 
 def part_environment(values: Mapping[str, str]) -> dict[str, str]:
-    """Our own environment and these values, for a part run in BASE_DIR."""
-    return {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(BASE_DIR), **values}
+    """Our own environment (without the admin's password) and these values, for a part run in BASE_DIR."""
+    ours = {name: value for name, value in os.environ.items() if name != "OMNI2_ADMIN_PASSWORD"}
+    return {**ours, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(BASE_DIR), **values}
