@@ -18,6 +18,9 @@ from monitoring.watchlist import watchlist
 from omni2.accounts.access import record_access
 from omni2.accounts.models import User
 
+MANAGE = "monitoring.manage"
+"""The right to enable, extend and end monitoring."""
+
 ACTIVE = "active"
 ENDED = "ended"
 EXPIRED = "expired"
