@@ -114,11 +114,13 @@ def label(start: Row, end: Row | None, state: str) -> str:
 
 
 def duration(ms: object) -> str:
-    """3 ms, 1.4 s, 2 min 05 s, 1 h 12 min; empty for what is no number."""
+    """<1 ms, 3 ms, 1.4 s, 2 min 05 s, 1 h 12 min; empty for what is no number."""
     if not isinstance(ms, int | float) or isinstance(ms, bool):
         return ""
+    if ms < 0.5:
+        return "<1 ms"
     if ms < 999.5:
-        return f"{max(0, round(ms))} ms"
+        return f"{round(ms)} ms"
     if ms < 59_950:
         return f"{ms / 1000:.1f} s"
     seconds = round(ms / 1000)

@@ -17,11 +17,16 @@ from django.utils.text import capfirst
 ADMIN_PLACES: dict[str, tuple[str, str, str]] = {
     "accounts.user": ("People", "Users", "group"),
     "monitoring.monitoreduser": ("People", "Monitored", "visibility"),
-    "chat.userlimits": ("People", "Blocks and limits", "shield_person"),
+    "chat.userblock": ("People", "Blocks", "shield_person"),
+    "chat.userlimits": ("People", "Limits", "speed"),
     "monitoring.omni2config": ("System", "Config", "tune"),
     "accounts.apitoken": ("System", "Tokens", "vpn_key"),
     "accounts.accesslog": ("System", "Access log", "policy"),
     "auth.group": ("System", "Groups", "groups"),
+    "chat.conversation": ("System", "Conversations", "forum"),
+    "chat.dailyusage": ("System", "Usage", "data_usage"),
+    "flows.turn": ("System", "Turns", "checklist"),
+    "flows.interactionflow": ("System", "Checkpoints", "account_tree"),
 }
 GROUPS = ("Flows", "Talk", "People", "System")
 

@@ -97,7 +97,7 @@ class Answer {
 
   facts(...facts) {
     for (const fact of facts.filter(Boolean)) this.foot.append(element("span", { text: fact }));
-    if (this.turn) this.foot.append(element("a", { text: "How it was answered", attributes: { href: `/flows/${session}/#${this.turn}` } }));
+    if (this.turn) this.foot.append(element("a", { text: this.shown.isConnected ? "How it was answered" : "What happened", attributes: { href: `/flows/${session}/#${this.turn}` } }));
   }
 
   problem({ title, detail, refusal = false, retry = true, signIn = false }) {

@@ -295,7 +295,7 @@ class Turn {
     if (to === null) parts.bar.style.removeProperty("--e");
     else parts.bar.style.setProperty("--e", Math.max(0, to - this.at));
     parts.bar.className = to === from ? "is-point" : "";
-    parts.time.textContent = to === null || to > from ? duration((to ?? this.tree.now()) - from) : kindOf(step) === "check" ? duration(0) : "";
+    parts.time.textContent = to === null || to > from ? duration((to ?? this.tree.now()) - from) : "";
     if (step.end && !parts.end) line.append((parts.end = element("span", { data: { flowId: step.end.flow_id, checkpoint: step.end.checkpoint }, attributes: { hidden: "" } })));
     twist(step);
     if (parts.details) showDetails(step);
@@ -334,7 +334,6 @@ class Turn {
   }
 }
 
-const kindOf = (step) => CHECKPOINTS[step.start.checkpoint]?.kind;
 const lower = (words) => words.charAt(0).toLowerCase() + words.slice(1);
 
 function lastRow(step) {

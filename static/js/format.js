@@ -7,9 +7,9 @@ export function instant(iso) {
   return whole + (fraction ? Number("0." + fraction[1]) * 1000 : 0);
 }
 
-// 3 ms, 1.4 s, 2 min 05 s, 1 h 12 min
+// <1 ms, 3 ms, 1.4 s, 2 min 05 s, 1 h 12 min
 export function duration(ms) {
-  if (ms < 0 || !Number.isFinite(ms)) ms = 0;
+  if (!(ms >= 0.5)) return "<1 ms";
   if (ms < 999.5) return `${Math.round(ms)} ms`;
   if (ms < 59_950) return `${(ms / 1000).toFixed(1)} s`;
   const seconds = Math.round(ms / 1000);
