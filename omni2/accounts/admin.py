@@ -12,13 +12,17 @@ from django.contrib import admin, messages
 from django.contrib.admin import SimpleListFilter
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
-from django.contrib.auth.models import Group
-from django.db.models import Model, QuerySet
+from django.contrib.auth.models import Group, Permission
+from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest
 from unfold.admin import ModelAdmin
 from unfold.decorators import display as unfold_display
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
-from unfold.widgets import UnfoldAdminEmailInputWidget, UnfoldAdminTextInputWidget
+from unfold.widgets import (
+    UnfoldAdminCheckboxSelectMultipleWidget,
+    UnfoldAdminEmailInputWidget,
+    UnfoldAdminTextInputWidget,
+)
 
 from omni2.accounts.models import AccessLog, ApiToken, User
 
@@ -28,8 +32,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 RIGHTS = ("is_staff", "is_superuser", "groups", "user_permissions")
 
 
-# Rights of Django's own tables, which nobody uses here.
-FOREIGN_RIGHTS = ("admin", "contenttypes", "sessions")
+# Rights to Django's own tables, which nobody uses here, and to delete people, which nobody can.
+FOREIGN_RIGHTS = (
+    Q(content_type__app_label__in=("admin", "contenttypes", "sessions"))
+    | Q(content_type__app_label="auth", content_type__model="permission")
+    | Q(content_type__app_label="accounts", codename="delete_user")
+)
 
 
 def display(**options: Any) -> Callable[[F], F]:
@@ -68,13 +76,28 @@ class PersonPasswordForm(AdminPasswordChangeForm):  # type: ignore[misc]
 
 
 class OwnRights:
-    """Offers only the rights that mean something here."""
+    """Rights and groups as boxes to tick, under their own names, and only those that mean something here.
+
+    Django's list needs Ctrl-click, and a plain click in it takes every other right away.
+    """
+
+    filter_horizontal = ()
+
+    class Media:
+        css = {"all": ["accounts/accounts.css"]}
 
     def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **options: Any) -> Any:
+        options["widget"] = UnfoldAdminCheckboxSelectMultipleWidget()
         field = super().formfield_for_manytomany(db_field, request, **options)  # type: ignore[misc]
-        if db_field.name in ("permissions", "user_permissions"):
-            field.queryset = field.queryset.exclude(content_type__app_label__in=FOREIGN_RIGHTS)
+        if db_field.related_model is Permission:
+            field.queryset = field.queryset.exclude(FOREIGN_RIGHTS)
+            field.label_from_instance = _right
+        field.help_text = ""
         return field
+
+
+def _right(permission: Permission) -> str:
+    return f"{permission.name} ({permission.content_type.app_label}.{permission.codename})"
 
 
 class NeverDeleted:
@@ -247,15 +270,14 @@ class ApiTokenAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
 class AccessLogAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
     """Read by superusers, edited by nobody."""
 
-    list_display = ("created_at", "actor", "what", "subject_user_id", "short_detail")
+    list_display = ("when", "actor", "what", "about", "short_detail")
     list_filter = (("action", admin.AllValuesFieldListFilter),)
     search_fields = ("actor", "subject_user_id")
     search_help_text = "E-mail of who looked, or of whom"
     date_hierarchy = "created_at"
-    fields = ("created_at", "actor", "what", "subject_user_id", "whole_detail")
+    fields = ("when", "actor", "what", "about", "whole_detail")
     readonly_fields = fields
     list_per_page = 100
-    show_full_result_count = False
     actions = None
 
     def has_view_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
@@ -263,6 +285,14 @@ class AccessLogAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
 
     def has_module_permission(self, request: HttpRequest) -> bool:
         return self.has_view_permission(request)
+
+    @display(description="when (UTC)", ordering="created_at")
+    def when(self, line: AccessLog) -> str:
+        return f"{line.created_at:%Y-%m-%d %H:%M:%S}"
+
+    @display(description="whom", ordering="subject_user_id")
+    def about(self, line: AccessLog) -> str:
+        return line.subject_user_id or "—"
 
     @display(description="what", ordering="action")
     def what(self, line: AccessLog) -> str:
