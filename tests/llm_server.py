@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-KEY = "key-of-the-scripted-model"
+KEY = "scripted"
 MODEL = "scripted-model"
 
 
