@@ -59,6 +59,10 @@ def serve(host: str, port: int, key: str) -> None:
     parameters.cache_ram_mib = 0
     parameters.offline = True
     parameters.verbosity = 1
+    # One core stays free: the threads wait for each other by spinning, and with another busy process on
+    # the last core two threads are ten times slower than one.
+    threads = max(1, (os.cpu_count() or 2) - 1)
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
     # the web server and PostgreSQL come first on a small machine
     os.nice(5)
     server = xllamacpp.Server(parameters)

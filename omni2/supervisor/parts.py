@@ -132,6 +132,7 @@ class Part:
         self._stopping = True
         if self._process is None or self._process.returncode is not None:
             return
+        began = time.monotonic()
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(self.stop_signal)
         try:
@@ -140,6 +141,7 @@ class Part:
             say(f"{self.name} takes longer than {self.patience_s:g} s to stop: killing it")
             await self._kill()
         self._gone()
+        say(f"{self.name} has stopped ({time.monotonic() - began:.1f} s)")
 
     async def _kill(self) -> None:
         if self._process is None or self._process.returncode is not None:
