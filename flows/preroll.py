@@ -100,7 +100,7 @@ def created_at_of(document: bytes) -> str:
 async def preroll(user_id: str, *, since: datetime | None = None) -> Preroll:
     """Running turns whole, and the newest turns up to 1,000 checkpoints; none made before `since`.
 
-    About five round trips to Redis and two queries. With PostgreSQL away: what the stream has, not
+    About five round trips to Redis and three queries. With PostgreSQL away: what the stream has, not
     `whole`. Raises RedisError, OSError or TimeoutError when Redis is away: see stored_preroll().
     """
     for _ in range(TRIES):
@@ -118,7 +118,7 @@ async def preroll(user_id: str, *, since: datetime | None = None) -> Preroll:
 
 
 async def stored_preroll(user_id: str, *, since: datetime | None = None) -> Preroll:
-    """The same from PostgreSQL alone, for the time without Redis. Two queries; never raises for a
+    """The same from PostgreSQL alone, for the time without Redis. Three queries; never raises for a
     PostgreSQL that is away: then it is empty."""
     turns: dict[str, Found] = {}
     await _add_stored(user_id, turns, since)
@@ -203,7 +203,7 @@ async def _add_stored(user_id: str, turns: dict[str, Found], since: datetime | N
 
 
 def _add_rows(user_id: str, turns: dict[str, Found], since: datetime | None) -> None:
-    """Two queries: the summaries to choose from, then the rows that are needed and not there yet."""
+    """Three queries: the summaries to choose from, then the rows that are needed and not there yet."""
     for turn_id, started_at, outcome, stored in _summaries(user_id, since):
         turn = turns.setdefault(str(turn_id), Found(str(turn_id), wire_time(started_at)))
         turn.started_at = min(turn.started_at, wire_time(started_at))

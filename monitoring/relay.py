@@ -146,7 +146,8 @@ class Feed:
         self._remember(flow_id, place)
         assert self.epoch is not None
         cursor = log.cursor(self.epoch, stream_id(place))
-        frame = Frame(place, self.tail, cursor, created_at_of(document), messages.checkpoint(cursor, document))
+        text = messages.checkpoint(cursor, document)
+        frame = Frame(place, self.tail, cursor, created_at_of(document), len(document), text)
         self.tail = place
         self.last_frame = frame
         self.counts.frames += 1

@@ -62,6 +62,7 @@ class Frame:
     prev: Place
     cursor: str
     created_at: str
+    size: int
     text: str
 
 
@@ -311,14 +312,14 @@ class Watcher:
         self._saw_some = self._saw_some or bool(part.documents)
         text = messages.snapshot(part.documents, complete=part.complete, cursor=part.cursor, more=part.more)
         if part.cursor is not None:
-            self._spend(part.cursor, len(text))
+            self._spend(part.cursor, sum(map(len, part.documents)))
         return await self._say(text)
 
     async def _send_frame(self, frame: Frame) -> bool:
         self._place = frame.place
         if frame.created_at < self._earliest():
             return True
-        self._spend(frame.cursor, len(frame.text))
+        self._spend(frame.cursor, frame.size)
         return await self._say(frame.text)
 
     def _spend(self, cursor: str, size: int) -> None:

@@ -12,6 +12,9 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
 from flows import keys
 from flows.redis import get_redis
 from flows.tracker import FlowTracker, TurnTrack
@@ -127,6 +130,76 @@ class Socket:
             return closed.code
 
 
+class WireSocket:
+    """The same over the network, to a server that was really started."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        user_id: str = BOB,
+        token: str | None = None,
+        after: str | None = None,
+        headers: dict[str, str] | None = None,
+        subprotocols: list[str] | None = None,
+    ) -> None:
+        self.address = f"{url.replace('http', 'ws', 1)}/ws/flows/{quote(user_id)}"
+        if after is not None:
+            self.address += f"?after={quote(after)}"
+        self.headers = dict(headers or {})
+        if token is not None:
+            self.headers["Authorization"] = f"Bearer {token}"
+        self.subprotocols: Any = subprotocols
+        self.subprotocol: str | None = None
+        self.connection: Any = None
+
+    async def __aenter__(self) -> "WireSocket":
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        try:
+            self.connection = await connect(
+                self.address,
+                additional_headers=self.headers,
+                subprotocols=self.subprotocols,
+                open_timeout=WAIT_S,
+                compression=None,
+                max_size=None,
+                proxy=None,
+            )
+        except InvalidStatus as refused:
+            raise Closed(refused.response.status_code) from None
+        self.subprotocol = self.connection.subprotocol
+
+    async def receive(self) -> dict[str, Any]:
+        try:
+            async with asyncio.timeout(WAIT_S):
+                return json.loads(await self.connection.recv())
+        except ConnectionClosed as closed:
+            raise Closed(closed.rcvd.code if closed.rcvd else 1006) from None
+
+    async def until_closed(self) -> int:
+        try:
+            while True:
+                await self.receive()
+        except Closed as closed:
+            return closed.code
+
+    def acknowledge(self, cursor: str) -> None:
+        asyncio.get_running_loop().create_task(self._say({"type": "ack", "cursor": cursor}))
+
+    async def _say(self, message: object) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            await self.connection.send(json.dumps(message))
+
+    async def close(self) -> None:
+        await self.connection.close()
+
+
 class Page:
     """A live page: shows each checkpoint once, in the order it came, and comes back with its cursor.
 
@@ -134,14 +207,21 @@ class Page:
     replaced what it showed.
     """
 
-    def __init__(self, token: str, *, user_id: str = BOB, acknowledges: bool = True) -> None:
-        self.token, self.user_id, self.acknowledges = token, user_id, acknowledges
+    def __init__(
+        self,
+        token: str,
+        *,
+        user_id: str = BOB,
+        acknowledges: bool = True,
+        connect: Callable[..., "Socket | WireSocket"] = Socket,
+    ) -> None:
+        self.token, self.user_id, self.acknowledges, self.connect = token, user_id, acknowledges, connect
         self.shown: dict[str, dict[str, Any]] = {}
         self.cursor: str | None = None
         self.snapshots: list[bool] = []
         self.hello: dict[str, Any] = {}
         self.monitoring: list[dict[str, Any]] = []
-        self.socket: Socket | None = None
+        self.socket: Any = None
         self.reader: asyncio.Task[None] | None = None
         self.closed: int | None = None
         self._in_snapshot = False
@@ -157,7 +237,7 @@ class Page:
     async def open(self) -> None:
         """Connect, coming back with the cursor if there is one."""
         self.closed = None
-        self.socket = Socket(user_id=self.user_id, token=self.token, after=self.cursor)
+        self.socket = self.connect(user_id=self.user_id, token=self.token, after=self.cursor)
         await self.socket.open()
         self._in_snapshot = False
         self.reader = asyncio.create_task(self._read(self.socket))
@@ -172,7 +252,7 @@ class Page:
         if socket is not None:
             await socket.close()
 
-    async def _read(self, socket: Socket) -> None:
+    async def _read(self, socket: Any) -> None:
         try:
             while True:
                 self._take(socket, await self._next(socket))
@@ -182,12 +262,12 @@ class Page:
             self._changed.set()
 
     @staticmethod
-    async def _next(socket: Socket) -> dict[str, Any]:
+    async def _next(socket: Any) -> dict[str, Any]:
         while True:
             with contextlib.suppress(TimeoutError):
                 return await socket.receive()
 
-    def _take(self, socket: Socket, message: dict[str, Any]) -> None:
+    def _take(self, socket: Any, message: dict[str, Any]) -> None:
         match message["type"]:
             case "hello":
                 self.hello = message

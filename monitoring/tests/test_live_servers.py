@@ -1,0 +1,191 @@
+"""Live delivery over the network: real web processes, on Daphne and on uvicorn alike."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from flows.flusher import REDIS_AWAY
+from flows.redis import get_redis
+from flows.tracker import FlowTracker
+from monitoring.tests.watching import Closed, Page, Script, WireSocket, break_subscriptions, in_stream
+from tests.running import Process, Running, running
+
+pytestmark = [pytest.mark.slow, pytest.mark.django_db(transaction=True)]
+
+OLGA, CHARLIE = "olga@example.com", "charlie@example.com"
+
+
+@pytest.fixture(scope="module", params=["daphne", "uvicorn"])
+def omni2(request: pytest.FixtureRequest) -> Iterator[Running]:
+    """Two web processes and a persister."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMNI2_TEST_SERVER", request.param)
+        with running(web=2) as omni2:
+            omni2.create_user(OLGA, "Olga", "operators")
+            omni2.create_user(CHARLIE)
+            yield omni2
+
+
+@pytest.fixture
+async def tracker(omni2: Running, settings: Any) -> AsyncIterator[FlowTracker]:
+    """A third web process, as it were: it records turns into the same Redis."""
+    settings.REDIS_URL = omni2.redis_url
+    tracker = FlowTracker()
+    tracker.is_monitored = lambda user_id: True
+    yield tracker
+    if tracker.flusher is not None:
+        await tracker.flusher.stop()
+    await get_redis().aclose()
+
+
+@pytest.fixture
+def token(omni2: Running) -> str:
+    return omni2.create_token(OLGA)
+
+
+@pytest.fixture
+async def bob(omni2: Running, token: str) -> str:
+    """Somebody new who is monitored, as every web process knows."""
+    user_id = f"bob-{uuid.uuid4().hex[:8]}@example.com"
+    omni2.create_user(user_id)
+    period = "INSERT INTO monitored_users (user_id, enabled_by, expires_at) VALUES (%s, %s, now() + interval '1 hour')"
+    omni2.sql(period, user_id, OLGA)
+    for url in omni2.urls:
+        async with WireSocket(url, user_id=user_id, token=token) as socket:
+            message = await socket.receive()
+            while not message.get("active", message.get("monitoring", {}).get("active")):
+                message = await socket.receive()
+    return user_id
+
+
+@pytest.fixture
+def page(bob: str, token: str) -> Callable[..., Page]:
+    """page(url) → a page that watches Bob there."""
+    return lambda url, **options: Page(token, user_id=bob, connect=partial(WireSocket, url), **options)
+
+
+async def code_of(url: str, **options: Any) -> int | None:
+    try:
+        async with WireSocket(url, **options) as socket:
+            assert (await socket.receive())["type"] == "hello"
+    except Closed as closed:
+        return closed.code
+    return None
+
+
+async def test_its_doors(omni2: Running, bob: str, token: str) -> None:
+    code = partial(code_of, omni2.url, user_id=bob)
+    session = "; ".join(f"{name}={value}" for name, value in omni2.sign_in(OLGA).items())
+    assert await code(token=token) is None
+    assert await code() == 4401
+    assert await code(token="omni2_wrong") == 4401
+    assert await code(token=omni2.create_token(CHARLIE)) == 4403
+    assert await code(token=token, user_id="nobody@example.com") == 4404
+    assert await code(token=token, after="x") == 4400
+    assert await code(headers={"Origin": omni2.url, "Cookie": session}) is None
+    assert await code(headers={"Origin": "https://evil.test", "Cookie": session}) == 403
+    assert await code(headers={"Cookie": session}) == 403
+    async with WireSocket(omni2.url, user_id=bob, subprotocols=["bearer", token]) as socket:
+        assert socket.subprotocol == "bearer"
+        assert (await socket.receive())["type"] == "hello"
+
+
+async def test_a_turn_is_seen_whole_and_once_on_every_process(
+    omni2: Running, tracker: FlowTracker, bob: str, page: Callable[..., Page]
+) -> None:
+    """Watchers on both, coming back on the other one, while subscriptions break."""
+    pages = [page(url) for url in omni2.urls]
+    for each in pages:
+        await each.open()
+        await each.until_snapshots(1)
+    expected: list[str] = []
+    for number in range(4):
+        expected += await Script(tracker, bob).run()
+        await break_subscriptions()
+        expected += await Script(tracker, bob).run()
+        pages[0].connect, pages[1].connect = pages[1].connect, pages[0].connect
+        await pages[number % 2].leave()
+        expected += await Script(tracker, bob).run()
+        await pages[number % 2].open()
+    assert await in_stream(bob) == expected
+    for each in pages:
+        await each.until_shown(expected)
+        assert all(each.snapshots)
+        await each.leave()
+
+
+async def test_whoever_acknowledges_nothing_is_closed_and_comes_back_whole(
+    omni2: Running, tracker: FlowTracker, bob: str, page: Callable[..., Page]
+) -> None:
+    slow = page(omni2.url, acknowledges=False)
+    async with slow:
+        await slow.until_snapshots(1)
+        await asyncio.gather(*(Script(tracker, bob).run() for _ in range(80)))
+        await slow.until(lambda page: page.closed is not None)
+        assert slow.closed == 4408
+    slow.acknowledges = True
+    async with slow:
+        await slow.until_shown(await in_stream(bob))
+        assert all(slow.snapshots)
+
+
+async def test_it_survives_the_end_of_its_web_process(
+    omni2: Running, tracker: FlowTracker, bob: str, page: Callable[..., Page]
+) -> None:
+    watcher = page(omni2.urls[1])
+    async with watcher:
+        first = await Script(tracker, bob).run()
+        await watcher.until_shown(first)
+        omni2.web[1].kill()
+        await watcher.until(lambda page: page.closed is not None)
+        second = await Script(tracker, bob).run()
+    watcher.connect = partial(WireSocket, omni2.url)
+    async with watcher:
+        await watcher.until_shown(first + second)
+        await watcher.until_snapshots(2)
+        assert watcher.snapshots == [True, True]
+    omni2.web[1].start()
+    omni2.wait_until_ready()
+
+
+async def kill_and_start(valkey: Process) -> None:
+    """Started again from its append-only file: the same entries, another epoch."""
+    valkey.kill()
+    await asyncio.sleep(1)
+    valkey.start()
+
+
+async def freeze(valkey: Process) -> None:
+    """Long enough for time-outs, so that checkpoints would go around it."""
+    valkey.stop()
+    await asyncio.sleep(3)
+    valkey.cont()
+
+
+@pytest.mark.parametrize("happens", [kill_and_start, freeze])
+async def test_it_survives_redis(
+    happens: Callable[[Process], Any], omni2: Running, tracker: FlowTracker, bob: str, page: Callable[..., Page]
+) -> None:
+    assert omni2.valkey is not None
+    async with page(omni2.url) as watcher:
+        first = await Script(tracker, bob).run()
+        await watcher.until_shown(first)
+        await happens(omni2.valkey)
+        await until_redis_answers()
+        second = await Script(tracker, bob).run()
+        await watcher.until_shown(first + second)
+        assert watcher.closed is None
+        assert (False in watcher.snapshots) is (happens is kill_and_start)
+
+
+async def until_redis_answers() -> None:
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await get_redis().ping()
+            except REDIS_AWAY:
+                await asyncio.sleep(0.1)
