@@ -217,3 +217,78 @@ async def test_a_turn_costs_three_visits_and_no_more(bob: Any, client_of: Any, c
     with count_queries() as queries:
         await client.stream("How much is 3 * 4 ?")
     assert len(queries) == 4, queries  # and the charge of the first of two rounds
+
+
+def connections_in_use() -> int:
+    from django.db import connection
+
+    stats = connection.pool.get_stats()  # type: ignore[attr-defined]
+    return stats["pool_size"] - stats["pool_available"]
+
+
+async def test_no_connection_is_held_while_answers_stream(bob: Any, client_of: Any, llm: Any) -> None:
+    client = client_of(bob)
+    await client.stream("Hello")
+    before = connections_in_use()
+    calls = [client.call("script:hang_in_middle").start() for _ in range(8)]
+    for call in calls:
+        await call.until(lambda call: call.text)
+    assert connections_in_use() == before
+    for call in calls:
+        call.leave()
+        await call.over()
+    assert connections_in_use() == before
+
+
+async def test_nothing_waits_for_tracking_but_what_must(bob: Any, client_of: Any, monkeypatch: Any) -> None:
+    """One acknowledgement before the first token and one at the end; none between tokens."""
+    from flows.tracker import TurnTrack
+
+    waited: list[int] = []
+    real = TurnTrack.acknowledged
+
+    async def acknowledged(self: Any, timeout_s: float = 0.25) -> int:
+        waited.append(self.recorded)
+        assert timeout_s <= 0.25
+        return await real(self, timeout_s)
+
+    monkeypatch.setattr(TurnTrack, "acknowledged", acknowledged)
+    await client_of(bob).stream("one two three four five six")
+    assert waited == [4, 6]
+
+
+async def test_an_answer_comes_although_the_log_is_away(bob: Any, client_of: Any, monkeypatch: Any) -> None:
+    from flows.tracker import TurnTrack
+
+    async def never(self: Any, timeout_s: float = 0.25) -> int:
+        return 0
+
+    monkeypatch.setattr(TurnTrack, "acknowledged", never)
+    monkeypatch.setattr(TurnTrack, "durable", property(lambda self: 0))
+    call = await client_of(bob).stream("Hello")
+    assert call.last.data["tracked"] == {"checkpoints": 6, "durable": 0}
+
+
+@pytest.mark.parametrize("capture", ["full", "preview", "none"])
+async def test_capture_says_how_much_is_written_down(
+    capture: str, bob: Any, client_of: Any, tree_of: Any, settings: Any
+) -> None:
+    settings.CAPTURE = capture
+    question = "How much is 3 * 4 ? " + "please " * 60
+    call = await client_of(bob).stream(question)
+    tree = await tree_of(bob, call.turn_id)
+    tree.assert_complete("completed")
+    kept = {
+        "question": tree.facts("auth_check").get("question"),
+        "input": tree.every("llm_thinking")[0]["metadata"].get("input"),
+        "arguments": tree.facts("tool_call").get("arguments"),
+        "result": tree.facts("tool_result").get("result"),
+        "answer": tree.every("llm_complete")[1]["metadata"].get("answer"),
+    }
+    if capture == "none":
+        assert set(kept.values()) == {None}
+        return
+    assert len(kept["question"]) == (len(question) if capture == "full" else 200)
+    assert "3 * 4" in kept["arguments"]
+    assert "12" in kept["result"]
+    assert "12" in kept["answer"]

@@ -77,14 +77,15 @@ async def test_tokens_arrive_one_by_one(omni2: Running, token: str, asked: LlmSe
         async with client.stream("POST", "/api/v1/ask/stream", json={"message": "script:two_halves"}) as answer:
             assert answer.status_code == 200
             assert answer.headers["content-type"].startswith("text/event-stream")
-            names = []
+            said = []
             async for name, data in events(answer):
-                names.append(name)
+                said.append((name, data))
                 if name == "token":
                     going_on.set()
+        names, done = [name for name, _ in said], said[-1][1]
         assert names == ["session", "token", "token", "token", "done"]
-        assert data["tracked"]["durable"] == data["tracked"]["checkpoints"] == 6
-    assert outcome(omni2, data["turn_id"]) == "completed"
+        assert done["tracked"]["durable"] == done["tracked"]["checkpoints"] == 6
+    assert outcome(omni2, done["turn_id"]) == "completed"
 
 
 async def _numbered(chunks: AsyncIterator[Chunk]) -> AsyncIterator[tuple[int, Chunk]]:
