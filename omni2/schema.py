@@ -11,12 +11,7 @@ from rest_framework import serializers
 
 Schema = dict[str, Any]
 
-FIELD_ERRORS: Schema = {
-    "description": "What is wrong with which field; or `detail` and `code` when it is not about one field.",
-    "type": "object",
-    "additionalProperties": {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
-    "example": {"limit": ["A whole number from 1 to 500 is needed."]},
-}
+FIELD_ERRORS: Schema = {"$ref": "#/components/schemas/FieldErrors"}
 
 
 class ErrorSerializer(serializers.Serializer[Any]):
@@ -45,7 +40,7 @@ class ApiAuthenticationScheme(OpenApiAuthenticationExtension):  # type: ignore[n
 BEARER: Schema = {
     "type": "http",
     "scheme": "bearer",
-    "description": "A token made on the page /account/tokens/, by POST /api/v1/auth/token or by `manage.py create_token`.",
+    "description": "A token from the page /account/tokens/, from POST /api/v1/auth/token or `manage.py create_token`.",
 }
 SESSION: Schema = {
     "type": "apiKey",
@@ -55,17 +50,37 @@ SESSION: Schema = {
 }
 
 
+DESCRIPTIONS = {
+    "200": "Done",
+    "201": "Made",
+    "204": "Done; nothing to say",
+    "400": "The body is not JSON, or a field is wrong",
+    "401": "No token or session, or a bad one",
+    "403": "Not allowed",
+    "404": "Nothing there, or nothing this reader may know of",
+    "413": "`body_too_large`: more than 1 MiB",
+    "429": "Too many; `Retry-After` says how many seconds to wait",
+    "503": "`database_unavailable`; `Retry-After` says how many seconds to wait",
+}
+
+
 def complete(result: Schema, generator: Any, request: Any, public: bool) -> Schema:
     """drf-spectacular's last step: add the ask routes, the docs page and the errors every route may answer."""
     components = result.setdefault("components", {}).setdefault("schemas", {})
-    components.update(ASK_COMPONENTS)
-    components.setdefault("Error", _object({"detail": _STRING, "code": _STRING}, "Any error not about single fields."))
+    components.update(COMPONENTS)
     result["paths"] = dict(sorted({**result["paths"], **ASK_PATHS, **DOCS_PATH}.items()))
-    for path in result["paths"].values():
-        for method, operation in path.items():
+    for path, item in result["paths"].items():
+        for method, operation in item.items():
             if method != "parameters":
+                operation["tags"] = [_tag(path)]
                 _complete_operation(operation)
     return result
+
+
+def _tag(path: str) -> str:
+    """The area an address belongs to: /api/v1/monitoring/enable → monitoring."""
+    area = path.removeprefix("/api/").removeprefix("v1/").split("/")[0]
+    return "description" if area in {"schema", "docs"} else area
 
 
 def _complete_operation(operation: Schema) -> None:
@@ -73,14 +88,15 @@ def _complete_operation(operation: Schema) -> None:
     if "*/*" in content:
         # read as JSON whatever it is called; this is what it should be called
         content["application/json"] = content.pop("*/*")
-    errors = {"400": "Bad request", "503": "`database_unavailable`: try again after `Retry-After` seconds"}
-    if content:
-        errors["413"] = "`body_too_large`"
-    if operation.get("security"):
-        errors["401"] = "No token or session, or a bad one"
-    for status, description in errors.items():
-        operation["responses"].setdefault(status, _answer(description, _ref("Error")))
-    operation["responses"] = dict(sorted(operation["responses"].items()))
+    responses = operation["responses"]
+    for status in ["400", "503", *(["413"] if content else []), *(["401"] if operation.get("security") else [])]:
+        responses.setdefault(status, {"description": ""})
+    for status, answer in responses.items():
+        answer["description"] = answer["description"] or DESCRIPTIONS.get(status, "")
+        if status >= "400":
+            error = FIELD_ERRORS if status == "400" and content else _ref("Error")
+            answer.setdefault("content", {"application/json": {"schema": error}})
+    operation["responses"] = dict(sorted(responses.items()))
 
 
 def _ref(name: str) -> Schema:
@@ -107,7 +123,14 @@ _UUID: Schema = {"type": "string", "format": "uuid"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _MS: Schema = {"type": "number", "minimum": 0}
 
-ASK_COMPONENTS: Schema = {
+COMPONENTS: Schema = {
+    "Error": _object({"detail": _STRING, "code": _STRING}, "An error: `detail` for people, `code` for programs."),
+    "FieldErrors": {
+        "type": "object",
+        "description": "What is wrong with which field; or `detail` and `code` when it is not about one field.",
+        "additionalProperties": {"oneOf": [_STRING, {"type": "array", "items": _STRING}]},
+        "example": {"limit": ["A whole number from 1 to 500 is needed."]},
+    },
     "Ask": _object(
         {
             "message": {"type": "string", "minLength": 1, "description": "What is asked"},
@@ -196,7 +219,6 @@ def _ask(operation_id: str, summary: str, responses: Schema) -> Schema:
             "operationId": operation_id,
             "summary": summary,
             "description": "One turn: a message and its answer. The body is read as JSON whatever its Content-Type.",
-            "tags": ["ask"],
             "security": [{"bearer": []}, {"session": []}],
             "requestBody": {"required": True, "content": {"application/json": {"schema": _ref("Ask")}}},
             "responses": {**responses, **_REFUSALS},
@@ -225,7 +247,6 @@ DOCS_PATH: Schema = {
         "get": {
             "operationId": "docs",
             "summary": "This description as a page to try things on",
-            "tags": ["schema"],
             "security": [{}],
             "responses": {"200": _answer("The page", _STRING, "text/html")},
         }
