@@ -104,7 +104,7 @@ def _give_to_nobody(folder: Path) -> None:
 
 
 @cache
-def _postgres_major() -> str:
+def postgres_major() -> str:
     """The major version we bring, such as "18"."""
     words = subprocess.run([str(postgres_bin() / "postgres"), "--version"], check=True, capture_output=True, text=True)
     return words.stdout.split()[2].partition(".")[0]
@@ -138,9 +138,9 @@ def make_cluster(data: Path, *, sync: bool = True) -> None:
 def check_version(data: Path) -> None:
     """Raises EmbeddedProblem when another major version made the folder: PostgreSQL cannot read it."""
     theirs = (data / "PG_VERSION").read_text().strip()
-    if theirs != _postgres_major():
+    if theirs != postgres_major():
         raise EmbeddedProblem(
-            f"{data} was made by PostgreSQL {theirs}, but the one that comes with this Omni2 is {_postgres_major()}. "
+            f"{data} was made by PostgreSQL {theirs}, but the one that comes with this Omni2 is {postgres_major()}. "
             "Nothing was changed. docs/operations.md (Upgrade) tells how to carry the data over."
         )
 
