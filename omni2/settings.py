@@ -18,9 +18,10 @@ DEBUG = env.flag("DEBUG", default=False)
 # with a fresh one. A server without SECRET_KEY refuses to start: see omni2.asgi.
 SECRET_KEY = env.secret_key() or "not-configured-" + secrets.token_urlsafe(32)
 SECRET_KEY_CONFIGURED = bool(env.secret_key())
-ALLOWED_HOSTS = [
-    host.strip() for host in env.text("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]").split(",") if host.strip()
-]
+THIS_MACHINE = "localhost,127.0.0.1,[::1]"
+ALLOWED_HOSTS = [host.strip() for host in env.text("ALLOWED_HOSTS", THIS_MACHINE).split(",") if host.strip()]
+# always allowed, so that health checks on the machine itself need not know its public name
+ALLOWED_HOSTS += THIS_MACHINE.split(",")
 CSRF_TRUSTED_ORIGINS = [origin.strip() for origin in env.text("CSRF_TRUSTED_ORIGINS").split(",") if origin.strip()]
 
 INSTALLED_APPS = [
@@ -46,6 +47,7 @@ INSTALLED_APPS = [
 
 MIDDLEWARE = [
     "omni2.middleware.security_headers",
+    "omni2.middleware.no_nul_in_admin",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -151,6 +153,8 @@ MAX_WATCHERS = env.integer("OMNI2_MAX_WATCHERS", 1000, low=1, high=100_000)
 TIME_ZONE = "UTC"
 USE_TZ = True
 USE_I18N = False
+DATE_FORMAT = "j M Y"
+DATETIME_FORMAT = "j M Y H:i"
 LANGUAGE_CODE = "en"
 STATIC_URL = "/static/"
 STATIC_ROOT = env.text("STATIC_ROOT", str(DATA_DIR / "static"))
@@ -165,6 +169,7 @@ STORAGES = {
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
+SESSION_ENGINE = "omni2.accounts.sessions"
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
 CSRF_COOKIE_SAMESITE = "Lax"

@@ -113,3 +113,20 @@ def test_everything_stops_when_a_person_is_deactivated(bob) -> None:
         "/api/v1/auth/token", {"email": bob.email, "password": PASSWORD}, content_type="application/json"
     )
     assert answer.status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/login/", "/account/tokens/", "/api/v1/auth/tokens", "/admin/"])
+@pytest.mark.parametrize(
+    "cookie",
+    [
+        'sessionid="aaaaaaaa\\000aaaaaaaa"',
+        'sessionid="\\355\\240\\200aaaaaaaaaaaa"',
+        "sessionid=" + "a" * 5000,
+        'csrftoken="\\000"',
+        'messages="\\000"',
+    ],
+    ids=lambda cookie: cookie[:24],
+)
+def test_a_strange_cookie_is_no_cookie(client, cookie: str, path: str) -> None:
+    assert client.get(path, headers={"cookie": cookie}).status_code in (200, 302, 401)
+    assert client.post(path, headers={"cookie": cookie}).status_code < 500
