@@ -56,9 +56,10 @@ NOT_CONFIGURED_RETRY_S = 30
 
 INSTRUCTIONS = "You are a helpful assistant. Answer plainly and briefly."
 MEMORY_CHARACTERS = 24_000
-# The local model's context is 8192 tokens in all, split among the turns it answers at once; a token
-# is about four characters. What does not fit is refused by the model's server (context_too_long).
-LOCAL_MEMORY_CHARACTERS = 2_000
+# The local model takes 4,096 tokens a conversation (omni2.localmodel), a token is about four
+# characters, and reading a long memory would cost it seconds. What does not fit is refused by its
+# server (context_too_long).
+LOCAL_MEMORY_CHARACTERS = 4_000
 LOCAL_ANSWER_TOKENS = 512
 
 
