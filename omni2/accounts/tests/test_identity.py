@@ -237,6 +237,7 @@ def test_csrf_wants_the_cookies_token_in_the_header() -> None:
     assert not passes_csrf(scope_of(host, cookie, ("x-csrftoken", secret), ("origin", "https://evil.example")))
     assert passes_csrf(scope_of(host, cookie, ("x-csrftoken", secret), ("origin", "http://testserver")))
     assert passes_csrf(scope_of(host, method="GET"))
+    assert not passes_csrf(scope_of(host, query_string=b"\xff"))
 
 
 async def test_the_cast_can_make_tokens_inside_an_event_loop(transactional_db, bob, token_of) -> None:
