@@ -1,7 +1,8 @@
-"""Demonstration users, and the scripted model that answers them and nobody else.
+"""Where the scripted model is that answers demonstration users, and nobody else.
 
-`manage.py demo` makes the users, starts the scripted model and leaves a small file in the data
-folder; while that file is there, the running server sends the turns of demonstration users to it.
+`manage.py demo` starts it and leaves a small file in the data folder; while that file is there, the
+running server sends the turns of demonstration users to it. They never reach another model: without
+a demonstration that runs, there is none for them.
 """
 
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from django.conf import settings
 
+MODEL = "scripted-demo"
 DOMAIN = "demonstration.example"
 """Every demonstration user's address ends so; the top-level domain .example belongs to nobody (RFC 2606)."""
 
@@ -21,7 +23,6 @@ class ModelServer:
 
     url: str
     key: str
-    model: str
     pid: int
 
 
@@ -47,16 +48,12 @@ def announce(server: ModelServer) -> None:
 
 def withdraw(server: ModelServer) -> None:
     """The demonstration is over; another one that was started since keeps its file."""
-    if _read() == server:
+    if running_server() == server:
         server_file().unlink(missing_ok=True)
 
 
-def model_server(user_id: str) -> ModelServer | None:
-    """The scripted model, for a demonstration user while a demonstration runs."""
-    return _read() if is_demonstration(user_id) else None
-
-
-def _read() -> ModelServer | None:
+def running_server() -> ModelServer | None:
+    """The scripted model of the demonstration that runs, if one does. Reads one small file."""
     try:
         server = ModelServer(**json.loads(server_file().read_text()))
     except (OSError, ValueError, TypeError):

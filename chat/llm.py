@@ -147,9 +147,9 @@ class ChatModel:
 
 def wanted_model(user_id: str) -> Wanted:
     """Which model answers this user. No I/O but for demonstration users (one small file)."""
-    demo = demonstration.model_server(user_id)
-    if demo is not None:
-        return Wanted(demo.model, demo.url, demo.key, SCRIPTED)
+    if demonstration.is_demonstration(user_id):
+        server = demonstration.running_server()
+        return Wanted(demonstration.MODEL, server.url if server else "", server.key if server else "", SCRIPTED)
     name = settings.LLM_MODEL
     if settings.LLM_BASE_URL:
         provider = SCRIPTED if name.startswith(SCRIPTED) else "openai-compatible"
@@ -219,6 +219,8 @@ def _connect(wanted: Wanted) -> Model:
         return OpenAIChatModel(wanted.name, provider=provider)
     if wanted.provider == "local":
         raise ValueError("the local model is not running (OMNI2_LOCAL_MODEL_URL is not set)")
+    if wanted.provider == SCRIPTED:
+        raise ValueError("no demonstration is running (manage.py demo)")
     if wanted.api_key:
         return infer_model(wanted.name, lambda provider: _with_key(provider, wanted.api_key))
     return infer_model(wanted.name)

@@ -21,6 +21,7 @@ SCRIPTED = "scripted"
 LABEL = "(scripted)"
 HANG_S = 3600.0
 SLOW_S = 0.15
+DEMO_PAUSE_S = 0.04
 
 Chunk = dict[str, Any]
 
@@ -353,6 +354,23 @@ async def odd_text(seen: Seen) -> AsyncIterator[Chunk | bytes]:
     yield used(3, 9)
 
 
+@script("demo")
+async def demo(seen: Seen) -> AsyncIterator[Chunk | bytes]:
+    """What the question asks for, else some sentences at the pace of a reader."""
+    name = _asked_for(seen)
+    chunks = SCRIPTS[name](seen) if name else speak(seen, _sentences(seen.question), pause_s=DEMO_PAUSE_S)
+    async for chunk in chunks:
+        yield chunk
+
+
+def _sentences(question: str) -> str:
+    return (
+        f"You asked: “{question[:120]}” This answer comes from a script and not from a language model. "
+        "It has a few sentences, so that there is something to read while it grows, "
+        "and every step on its way is written down like that of a real one."
+    )
+
+
 QUESTIONS = (
     (re.compile(r"\b(both|and what is|compare)\b", re.I), "parallel"),
     (re.compile(r"\b(what time|date|clock)\b", re.I), "clock"),
@@ -366,9 +384,11 @@ def choose(seen: Seen) -> str:
     named = told[1] if told else seen.model.removeprefix(SCRIPTED + "-")
     rounds = named.split("+")
     name = rounds[min(seen.round, len(rounds) - 1)]
-    if name in SCRIPTS:
-        return name
-    return next((name for pattern, name in QUESTIONS if pattern.search(seen.question)), "plain")
+    return name if name in SCRIPTS else _asked_for(seen) or "plain"
+
+
+def _asked_for(seen: Seen) -> str:
+    return next((name for pattern, name in QUESTIONS if pattern.search(seen.question)), "")
 
 
 # --- the server ----------------------------------------------------------------------------------
@@ -377,11 +397,11 @@ def choose(seen: Seen) -> str:
 class ScriptedModel:
     """The server. `requests` holds what it saw; `url` is the base URL for an OpenAI client."""
 
-    def __init__(self, *, key: str = "") -> None:
+    def __init__(self, *, key: str = "", keep_requests: bool = True) -> None:
         self.key = key
+        self.keep_requests = keep_requests
         self.requests: list[Seen] = []
         self.url = ""
-        self.log = True
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -424,7 +444,7 @@ class ScriptedModel:
         asked = json.loads(body)
         seen = Seen(asked.get("model", ""), asked.get("messages", []), asked, headers)
         seen.script = choose(seen)
-        if self.log:
+        if self.keep_requests:
             self.requests.append(seen)
         await _play(seen, reader, writer)
         return None

@@ -68,28 +68,34 @@ def test_a_model_is_made_once(configured: Any) -> None:
     assert models.answering("bob@example.com") is models.answering("charlie@example.com")
 
 
-def test_demonstration_users_get_the_scripted_model_while_it_runs(
-    configured: Any, settings: Any, tmp_path: Any
-) -> None:
+def test_demonstration_users_get_the_scripted_model_and_no_other(configured: Any, settings: Any, tmp_path: Any) -> None:
     import os
 
     from chat import demonstration
 
-    configured(LOCAL_MODEL_URL="http://127.0.0.1:1/v1")
+    configured(LLM_MODEL="x", LLM_BASE_URL="http://127.0.0.1:1/v1")
     settings.DATA_DIR = tmp_path
-    server = demonstration.ModelServer("http://127.0.0.1:2/v1", "key", "scripted-demo", os.getpid())
+    models = Models()
     dora = f"dora@{demonstration.DOMAIN}"
-    assert llm.wanted_model(dora).provider == "local"
+    server = demonstration.ModelServer("http://127.0.0.1:2/v1", "key", os.getpid())
+
+    def nothing_for_dora() -> None:
+        with pytest.raises(ModelUnavailable):
+            models.answering(dora)
+
+    nothing_for_dora()
     demonstration.announce(server)
     assert demonstration.server_file().stat().st_mode & 0o777 == 0o600
-    assert llm.wanted_model(dora) == ("scripted-demo", server.url, "key", "scripted")
-    assert llm.wanted_model("bob@example.com").provider == "local"
-    demonstration.withdraw(demonstration.ModelServer("http://elsewhere", "", "", 1))
-    assert llm.wanted_model(dora).provider == "scripted"
+    assert (models.answering(dora).name, models.answering(dora).provider) == ("scripted-demo", "scripted")
+    assert models.answering("bob@example.com").name == "x"
+    demonstration.withdraw(demonstration.ModelServer("http://elsewhere", "", 1))
+    assert models.answering(dora).provider == "scripted"
     demonstration.withdraw(server)
-    assert llm.wanted_model(dora).provider == "local"
-    demonstration.announce(demonstration.ModelServer(server.url, "key", "scripted-demo", 2**22 + 1))
-    assert llm.wanted_model(dora).provider == "local", "its process is gone"
+    nothing_for_dora()
+    demonstration.announce(demonstration.ModelServer(server.url, "key", 2**22 + 1))  # its process is gone
+    nothing_for_dora()
+    demonstration.server_file().write_text("{")
+    nothing_for_dora()
 
 
 def test_the_breaker_opens_after_three_failures_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
