@@ -62,6 +62,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "user_blocked": "blocked",
         "usage_limit": "over the daily limit",
         "too_many_turns": "too many turns at once",
+        "too_many_refusals": "too many refused questions",
         "llm_failed": "the model failed",
         "llm_timeout": "the model did not answer in time",
         "llm_rate_limited": "the model has too much to do",

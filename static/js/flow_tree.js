@@ -435,7 +435,7 @@ export class FlowTree {
     this.still = false; // no clock ticks: the picture is held, or nobody tells any more
     this.current = element("div", { className: "turns-now" });
     this.earlier = element("div", { className: "turns-earlier" });
-    this.more = button("", { className: "button held-turns", symbol: "arrow_upward" }, () => this.release());
+    this.more = button("New turns", { className: "button held-turns", symbol: "arrow_upward" }, () => this.release());
     this.more.hidden = true;
     place.append(...(order === "newest" ? [this.more, this.current, this.earlier] : [this.current]));
     place.addEventListener("keydown", (event) => this.#key(event));

@@ -24,6 +24,7 @@ const tree = new FlowTree(place, {
 });
 let socket = null, socketIsLive = false, timer = null;
 
+document.getElementById("without-script").remove();
 showLocalTimes();
 for (const one of data.flows) tree.add(one);
 tree.flush();

@@ -40,6 +40,7 @@ export const REASONS = {
   user_blocked: "blocked",
   usage_limit: "over the daily limit",
   too_many_turns: "too many turns at once",
+  too_many_refusals: "too many refused questions",
   llm_failed: "the model failed",
   llm_timeout: "the model did not answer in time",
   llm_rate_limited: "the model has too much to do",
