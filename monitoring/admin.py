@@ -55,10 +55,10 @@ class EnableForm(forms.ModelForm):  # type: ignore[type-arg]
         "admin:monitoring_monitoreduser_people",
         queryset=User.objects.none(),
         to_field_name="email",
-        label="user",
+        label="User",
         help_text="Type a part of the name or the e-mail address.",
     )
-    hours = forms.FloatField(label="for how many hours", widget=UnfoldAdminDecimalFieldWidget())
+    hours = forms.FloatField(label="For how many hours", widget=UnfoldAdminDecimalFieldWidget())
 
     class Meta:
         model = MonitoredUser
@@ -72,6 +72,7 @@ class EnableForm(forms.ModelForm):  # type: ignore[type-arg]
         # only the chosen one: a list of everybody would be written into the page
         chosen = self.data.get("person", "") if self.is_bound else self.initial.get("person", "")
         person = cast(Any, self.fields["person"])
+        person.label_from_instance = _label
         person.queryset = (
             User.objects.filter(email=chosen.strip().lower()) if _storable(chosen) else User.objects.none()
         )
@@ -178,7 +179,7 @@ class MonitoredUserAdmin(ModelAdmin):  # type: ignore[misc]
         """People whose name or e-mail holds `term`, twenty a page, as the field of the form wants them."""
         if not self.has_manage_permission(request):
             raise PermissionDenied
-        term = request.GET.get("term", "").replace("\0", "").strip()[:100]
+        term = request.GET.get("term", "").strip()[:100]
         page = request.GET.get("page", "1")
         start = (int(page) - 1) * PEOPLE_A_PAGE if page.isascii() and page.isdigit() and 0 < len(page) < 6 else 0
         found = User.objects.filter(Q(email__icontains=term) | Q(name__icontains=term)).order_by("name", "email")
@@ -281,8 +282,7 @@ def _short(number: Any) -> Any:
 def _field(rule: config.Rule) -> forms.Field:
     kind = forms.IntegerField if rule.whole else forms.FloatField
     widget = UnfoldAdminIntegerFieldWidget if rule.whole else UnfoldAdminDecimalFieldWidget
-    limits = f"{rule.low:.4g} to {rule.high:,.10g}"
-    hint = f"{limits}; empty: no limit" if rule.nullable else limits
+    hint = f"{rule.bounds()}; empty: no limit" if rule.nullable else rule.bounds()
     return kind(label=rule.label, required=not rule.nullable, widget=widget(), help_text=hint)
 
 
@@ -291,8 +291,8 @@ class Omni2ConfigAdmin(ModelAdmin):  # type: ignore[misc]
     """The settings, for superusers. Their number is fixed; a change is in force within a second."""
 
     form = ConfigForm
-    list_display = ("config_key", "values", "is_active", "updated_at")
-    readonly_fields = ("config_key", "description", "updated_at")
+    list_display = ("config_key", "values", "is_active", "changed")
+    readonly_fields = ("config_key", "description", "changed")
     actions = None
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -303,7 +303,7 @@ class Omni2ConfigAdmin(ModelAdmin):  # type: ignore[misc]
 
     def get_fieldsets(self, request: HttpRequest, obj: Omni2Config | None = None) -> Any:
         names = tuple(rule.name for rule in config.RULES.get(obj.config_key, ())) if obj is not None else ()
-        return ((None, {"fields": ("config_key", "description", *names, "is_active", "updated_at")}),)
+        return ((None, {"fields": ("config_key", "description", *names, "is_active", "changed")}),)
 
     def get_form(
         self, request: HttpRequest, obj: Omni2Config | None = None, change: bool = False, **kwargs: Any
@@ -317,3 +317,7 @@ class Omni2ConfigAdmin(ModelAdmin):  # type: ignore[misc]
         if not isinstance(row.config_value, dict):
             return str(row.config_value)
         return ", ".join(f"{name} {'no limit' if value is None else value}" for name, value in row.config_value.items())
+
+    @display(description="changed (UTC)", ordering="updated_at")
+    def changed(self, row: Omni2Config) -> str:
+        return f"{row.updated_at:%Y-%m-%d %H:%M}"

@@ -47,10 +47,14 @@ class Rule:
             return "Must be a number."
         # bounds first: an integer of a thousand digits cannot be asked whether it is finite
         if not self.low <= value <= self.high:
-            return f"Must be between {self.low:.10g} and {self.high:.10g}."
+            return f"Must be between {self.bounds(' and ')}."
         if self.whole and not isinstance(value, int):
             return "Must be a whole number."
         return None
+
+    def bounds(self, between: str = " to ") -> str:
+        """`0 to 1,000,000`."""
+        return between.join(f"{end:,}" if isinstance(end, int) else f"{end:.4g}" for end in (self.low, self.high))
 
 
 ONE_SECOND_HOURS = 1 / 3600
@@ -64,7 +68,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = MappingProxyType(
         ),
         "usage_limits": (
             Rule("requests_per_day", "Requests a day", 0, 10**9, whole=True, nullable=True),
-            Rule("tokens_per_day", "Tokens a day", 0, 10**15, whole=True, nullable=True),
+            Rule("tokens_per_day", "Tokens a day", 0, 10**12, whole=True, nullable=True),
             Rule("cost_usd_per_day", "US dollars a day", 0, 10**9, nullable=True),
             Rule("turns_at_once", "Turns at once", 1, 10**6, whole=True, nullable=True),
         ),

@@ -105,7 +105,6 @@ def test_it_finds_people_by_name_and_address(operator: Client, bob: Any, charlie
 
     assert found("term=bAbb") == ["charlie@example.com"]
     assert found("term=bob@") == [BOB]
-    assert found("term=%00zzz") == []
     for page in ("0", "-1", "x", "9" * 50, "99999", "²"):
         assert isinstance(found(f"term=&page={page}"), list)
 
