@@ -1,8 +1,10 @@
 """The database before the parts start: migrated, with an admin in it. In the supervisor's own process."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import psycopg
 from django.conf import settings
 from django.core.management import call_command
 from django.db import connection, connections
@@ -11,10 +13,39 @@ from django.db.migrations.executor import MigrationExecutor
 from omni2.accounts.models import User
 from omni2.settings import database_from_url
 
+DATABASE_LIMIT_S = 10.0
+LOOK_AGAIN_S = 0.5
+
+
+class DatabaseAway(RuntimeError):
+    """PostgreSQL cannot be reached; the message has its reason and no password."""
+
 
 def use_database(url: str) -> None:
     """Point Django of this process at the embedded server, whose address was not known when it was set up."""
     settings.DATABASES["default"].update(database_from_url(url))
+
+
+def wait_for_database(say: Callable[[str], None]) -> None:
+    """Return when PostgreSQL takes connections; raises DatabaseAway, with its own words, after a while."""
+    deadline = time.monotonic() + DATABASE_LIMIT_S
+    values = connection.settings_dict
+    parts = {"host": values["HOST"], "port": values["PORT"], "user": values["USER"], "password": values["PASSWORD"]}
+    known = {name: value for name, value in {**values["OPTIONS"], **parts}.items() if value and name != "pool"}
+    said = False
+    while True:
+        try:
+            # not through the pool, which would hide the reason behind its own time-out
+            psycopg.connect(dbname=values["NAME"], **known).close()
+            return
+        except psycopg.OperationalError as problem:
+            reason = str(problem).strip().replace("\n", " ")
+            if time.monotonic() > deadline:
+                raise DatabaseAway(f"PostgreSQL does not answer: {reason}") from None
+            if not said:
+                say(f"waiting for PostgreSQL: {reason}")
+                said = True
+            time.sleep(LOOK_AGAIN_S)
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,6 +142,7 @@ class Supervisor:
         if "DATABASE_URL" in self.environment:
             prepare.use_database(self.environment["DATABASE_URL"])
         try:
+            prepare.wait_for_database(say)
             prepare.migrate(say)
             return self._admin()
         finally:

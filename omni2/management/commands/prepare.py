@@ -12,6 +12,7 @@ class Command(BaseCommand):
     help = "Migrate the database and, when OMNI2_ADMIN_PASSWORD is set, make the admin's account. Repeatable."
 
     def handle(self, *args: Any, **options: Any) -> None:
+        prepare.wait_for_database(self.stdout.write)
         prepare.migrate(self.stdout.write)
         password = env.text("OMNI2_ADMIN_PASSWORD")
         if not password:

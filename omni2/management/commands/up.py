@@ -10,6 +10,7 @@ from omni2 import env
 from omni2.embedded import EmbeddedProblem
 from omni2.supervisor.folder import DataFolder, FolderProblem
 from omni2.supervisor.parts import PartFailed
+from omni2.supervisor.prepare import DatabaseAway
 from omni2.supervisor.story import StartProblem, Supervisor
 
 
@@ -28,5 +29,5 @@ class Command(BaseCommand):
         )
         try:
             asyncio.run(supervisor.run())
-        except (EmbeddedProblem, FolderProblem, PartFailed, StartProblem, env.EnvironmentProblem) as problem:
+        except (EmbeddedProblem, FolderProblem, PartFailed, StartProblem, DatabaseAway) as problem:
             raise CommandError(str(problem)) from problem
