@@ -48,7 +48,7 @@ def render(text: str) -> str:
     return nh3.clean(
         _parser.render(text),
         tags=set(TAGS),
-        attributes={"a": {"href"}},
+        attributes={"a": {"href"}, "*": set()},  # without "*" it would let title and lang through
         url_schemes={"http", "https", "mailto"},
         url_relative="deny",
         link_rel="noopener noreferrer nofollow",

@@ -25,7 +25,7 @@ def test_a_conversation_streams_shows_its_tools_and_is_there_again(
     expect(page.locator(".answer")).to_contain_text("437", timeout=LONG_MS)
     expect(page.get_by_role("link", name="How it was answered")).to_be_visible(timeout=LONG_MS)
     say(page, "script:memory do you remember?")
-    expect(page.locator(".answer").nth(1)).to_contain_text("3 messages", timeout=LONG_MS)
+    expect(page.locator(".answer").nth(1)).to_contain_text("the first: script:parallel what", timeout=LONG_MS)
     address = page.url
     assert address.rstrip("/").split("/")[-2] == "chat"
     page.goto("/chat/")

@@ -191,8 +191,50 @@ def test_the_keyboard_does_everything(visit: Visits, api: Api, someone: Callable
     expect(olga.get_by_role("heading", name="Keys")).to_be_visible()
 
 
-def test_a_link_to_nobody_and_a_signed_out_watcher_are_told(omni2: Running, visit: Visits) -> None:
-    olga = visit("olga@example.com", "/live/?user=ghost@example.com")
-    panel = panel_of(olga, "ghost@example.com")
-    expect(panel.get_by_role("status")).to_have_text("Disconnected")
-    expect(panel).to_contain_text("There is no such user.")
+def test_a_link_to_nobody_and_a_watcher_who_signed_out_are_told(
+    visit: Visits, api: Api, someone: Callable[[str], str]
+) -> None:
+    bob = someone("Bob Kahn")
+    visit.forgive("status of 401")
+    olga = visit("olga@example.com", f"/live/?user=ghost@example.com&user={bob}")
+    ghost = panel_of(olga, "ghost@example.com")
+    expect(ghost.get_by_role("status")).to_have_text("Disconnected")
+    expect(ghost).to_contain_text("There is no such user.")
+
+    panel = panel_of(olga, bob)
+    expect(panel.get_by_role("status")).to_have_text("Not monitored")
+    expect(panel.get_by_role("button", name="Watch now")).to_be_visible()
+
+    elsewhere = olga.context.new_page()
+    elsewhere.goto("/flows/")
+    elsewhere.locator(".account summary").click()
+    elsewhere.get_by_role("button", name="Sign out").click()
+    expect(panel).to_contain_text("You are not signed in any more.", timeout=LONG_MS)
+    expect(panel.get_by_role("link", name="Sign in")).to_be_visible()
+
+
+def test_a_right_that_is_taken_away_ends_the_watching(
+    omni2: Running, visit: Visits, api: Api, someone: Callable[[str], str]
+) -> None:
+    bob, watcher = someone("Bob Kahn"), someone("Wanda Watcher")
+    visit.forgive("status of 403")
+
+    def give(wanted: bool) -> None:
+        from django.contrib.auth.models import Permission
+
+        from omni2.accounts.models import User
+
+        right = Permission.objects.get(codename="watch", content_type__app_label="flows")
+        user = User.objects.get(email=watcher)
+        (user.user_permissions.add if wanted else user.user_permissions.remove)(right)
+
+    omni2.orm(give, True)
+    api.watch(bob)
+    page = visit(watcher, f"/live/?user={bob}")
+    panel = panel_of(page, bob)
+    expect(panel.get_by_role("status")).to_have_text("Connected")
+    # who may only watch cannot enable, extend or stop
+    expect(page.get_by_role("button", name="Watch someone")).to_have_count(0)
+    expect(panel.get_by_role("button", name="Stop monitoring")).to_have_count(0)
+    omni2.orm(give, False)
+    expect(panel).to_contain_text("You may not watch this user.", timeout=LONG_MS)
