@@ -1,7 +1,11 @@
-"""The product's own OpenAPI description, for tests that go through every operation."""
+"""Every address of the product, from its URL conf and from its own OpenAPI description, for tests that try them all."""
 
+import re
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple
+
+from django.urls import URLPattern, URLResolver
 
 METHODS = ("get", "post", "put", "patch", "delete")
 # below Django: only a really started server answers these
@@ -67,3 +71,13 @@ def _followed(part: dict[str, Any]) -> dict[str, Any]:
         return part
     found: dict[str, Any] = schema()["components"]["schemas"][part["$ref"].rpartition("/")[2]]
     return found
+
+
+def addresses(patterns: list[URLPattern | URLResolver], before: str = "") -> Iterator[str]:
+    """Every address of the URL conf, its parts as `{name}`."""
+    for pattern in patterns:
+        here = before + re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", str(pattern.pattern))
+        if isinstance(pattern, URLResolver):
+            yield from addresses(pattern.url_patterns, here)
+        else:
+            yield "/" + here

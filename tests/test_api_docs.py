@@ -1,7 +1,6 @@
 """The API describes itself: every address, valid OpenAPI 3, and a page that needs nobody else's server."""
 
 import re
-from collections.abc import Iterator
 from io import StringIO
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,21 +9,11 @@ import pytest
 import yaml
 from django.core.management import call_command
 from django.test import Client
-from django.urls import URLPattern, URLResolver, get_resolver
+from django.urls import get_resolver
 
 from tests.chromium import chromium, required
-from tests.openapi import ASGI_PATHS, schema
+from tests.openapi import ASGI_PATHS, addresses, schema
 from tests.running import running
-
-
-def addresses(patterns: list[URLPattern | URLResolver], before: str = "") -> Iterator[str]:
-    """Every address of the URL conf, its parts as `{name}`."""
-    for pattern in patterns:
-        here = before + re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", str(pattern.pattern))
-        if isinstance(pattern, URLResolver):
-            yield from addresses(pattern.url_patterns, here)
-        else:
-            yield "/" + here
 
 
 def test_it_describes_every_api_address_and_no_other() -> None:
