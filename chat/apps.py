@@ -1,4 +1,8 @@
+from zoneinfo import ZoneInfo
+
 from django.apps import AppConfig
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 
 
 class ChatConfig(AppConfig):
@@ -6,3 +10,10 @@ class ChatConfig(AppConfig):
     label = "chat"
     verbose_name = "Chat"
     default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """A day that begins nowhere would only be noticed by the first user who asks."""
+        try:
+            ZoneInfo(settings.USAGE_TZ)
+        except (KeyError, ValueError, OSError):
+            raise ImproperlyConfigured(f"OMNI2_USAGE_TZ must name a time zone, not {settings.USAGE_TZ!r}") from None

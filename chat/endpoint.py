@@ -22,7 +22,7 @@ from django.db import InterfaceError, OperationalError
 from chat import checks, sse
 from chat.checks import Admission, Question, Refused
 from chat.llm import models
-from chat.turn import ACKNOWLEDGE_S, Story, open_turn, start
+from chat.turn import ACKNOWLEDGE_S, Story, give_back, keep, open_turn
 from flows.checkpoints import next_moment_us, uuid7
 from flows.tracker import TurnTrack, tracker
 from omni2.accounts.authenticate import WWW_AUTHENTICATE
@@ -38,6 +38,7 @@ Header = tuple[bytes, bytes]
 WHOLE_PATH = "/api/v1/ask"
 STREAM_PATH = "/api/v1/ask/stream"
 HEARTBEAT_S = 15.0
+ADMIT_TIMEOUT_S = 15.0
 DATABASE_RETRY_S = 5
 
 # How an error that ends a turn is answered to a client that waits for the whole answer.
@@ -76,26 +77,36 @@ class _ClientGone(Exception):
 
 async def _ask(scope: Scope, receive: Receive, send: Send) -> None:
     started = time.monotonic()
-    if scope["method"] != "POST":
-        not_allowed = Refused.because(405, "method_not_allowed", f"Method {scope['method'][:20]} is not allowed here.")
-        return await _refuse(send, not_allowed, extra=[(b"allow", b"POST")])
-    if not _carries_credential(scope):
-        return await _refuse(send, checks.not_signed_in())
-    question = await _question(scope, receive)
-    request = _request(scope, question)
     try:
-        admission = await in_database(checks.admit, request)
+        request, admission = await _let_in(scope, receive)
     except Refused as refused:
         return await _refuse(send, refused)
-    except (OperationalError, InterfaceError) as problem:
-        logger.error("no turn: PostgreSQL cannot be reached: %s", problem)
-        return await _refuse(send, _database_unavailable())
+    question = request.question
+    assert isinstance(question, Question)
     if admission.refusal is not None:
         return await _refuse_turn(send, admission, question, request.turn_id)
-    assert isinstance(question, Question)
     turn, usage_check = open_turn(admission, question, request.turn_id)
     audience = StreamAudience(send, turn) if scope["path"] == STREAM_PATH else WholeAudience(send, turn)
     return await _accompany(Story(turn, usage_check, admission, question, audience, started), receive)
+
+
+async def _let_in(scope: Scope, receive: Receive) -> tuple[checks.Request, Admission]:
+    """The checks, in their order. Raises Refused for what makes no turn."""
+    if scope["method"] != "POST":
+        raise Refused.because(405, "method_not_allowed", f"Method {scope['method'][:20]} is not allowed here.")
+    if not _carries_credential(scope):
+        raise checks.not_signed_in()
+    request = _request(scope, await _question(scope, receive))
+    try:
+        return request, await _admit(request)
+    except Refused:
+        raise
+    except (OperationalError, InterfaceError, TimeoutError) as problem:
+        logger.error("no turn: PostgreSQL cannot be reached: %s", problem)
+        raise _database_unavailable() from None
+    except Exception:  # the door: nobody sees a stack trace
+        logger.exception("a request failed in a way nobody foresaw")
+        raise Refused.because(500, "internal_error", "Something went wrong.") from None
 
 
 # --- what came in --------------------------------------------------------------------------------
@@ -145,6 +156,18 @@ def _request(scope: Scope, question: Question | Refused) -> checks.Request:
     )
 
 
+async def _admit(request: checks.Request) -> Admission:
+    """The visit to the database. Cancelling it or its time-out cannot stop it: if it lets the turn
+    in after all, the turn's slot is given back. Raises TimeoutError, and what `checks.admit` raises."""
+    admitting = asyncio.ensure_future(in_database(checks.admit, request))
+    try:
+        async with asyncio.timeout(ADMIT_TIMEOUT_S):
+            return await asyncio.shield(admitting)
+    except (TimeoutError, asyncio.CancelledError):
+        keep(give_back(admitting, request.turn_id))
+        raise
+
+
 # --- refusals ------------------------------------------------------------------------------------
 
 
@@ -157,11 +180,10 @@ def _database_unavailable() -> Refused:
     )
 
 
-async def _refuse_turn(send: Send, admission: Admission, question: Question | Refused, turn_id: str) -> None:
+async def _refuse_turn(send: Send, admission: Admission, question: Question, turn_id: str) -> None:
     """A refusal that is written down as a turn, unless this user had too many of them."""
     refusal = admission.refusal
     assert refusal is not None
-    assert isinstance(question, Question)
     if refusals.is_too_much(admission.user_id):
         too_many = Refused.because(
             429,
@@ -180,6 +202,8 @@ async def _refuse_turn(send: Send, admission: Admission, question: Question | Re
 async def _refuse(send: Send, refused: Refused, *, extra: list[Header] | None = None) -> None:
     counted[refused.code or str(refused.status)] += 1
     headers = list(extra or [])
+    if refused.status == 405:
+        headers.append((b"allow", b"POST"))
     if refused.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % refused.retry_after_s))
     if refused.status == 401:
@@ -284,7 +308,7 @@ async def _accompany(story: Story, receive: Receive) -> None:
     The story runs in a task of its own: when the server cancels this one (Daphne does so ten
     seconds after a disconnect, and when it shuts down), the turn is still closed in order.
     """
-    telling = start(story)
+    telling = keep(story.tell())
     leaving = asyncio.create_task(_until_gone(receive))
     audience = story.audience
     try:

@@ -65,13 +65,15 @@ LOCAL_ANSWER_TOKENS = 512
 
 @dataclass(eq=False)
 class ModelFailed(Exception):
-    """The model gave no whole answer. `message` is for the user and says nothing internal."""
+    """The model gave no whole answer. `message` is for the user and says nothing internal,
+    `detail` is one short line for operators."""
 
     code: str
     message: str
+    detail: str = ""
 
     def __str__(self) -> str:
-        return f"{self.code}: {self.message}"
+        return f"{self.code}: {self.detail or self.message}"
 
 
 WORDS = {
@@ -83,9 +85,9 @@ WORDS = {
 }
 
 
-def failed(code: str) -> ModelFailed:
+def failed(code: str, detail: str = "") -> ModelFailed:
     """The failure of that code, in its usual words."""
-    return ModelFailed(code, WORDS[code])
+    return ModelFailed(code, WORDS[code], detail)
 
 
 @dataclass(eq=False)
@@ -165,6 +167,7 @@ class Models:
 
     def __init__(self) -> None:
         self._made: dict[Wanted, ChatModel] = {}
+        self._unusable: set[Wanted] = set()
         self._making = Lock()
 
     def answering(self, user_id: str) -> ChatModel:
@@ -172,10 +175,21 @@ class Models:
         asking that it cannot. The first time reads files: call it in a thread."""
         wanted = wanted_model(user_id)
         with self._making:
-            model = self._made.get(wanted) or self._made.setdefault(wanted, _make(wanted))
+            model = self._made.get(wanted) or self._make(wanted)
         if wait_s := model.breaker.seconds_left():
             raise ModelUnavailable(retry_after_s=math.ceil(wait_s))
         return model
+
+    def _make(self, wanted: Wanted) -> ChatModel:
+        try:
+            model = _make(wanted)
+        except (exceptions.UserError, ImportError, ValueError) as problem:
+            # An unknown name, no API key, a package that is not installed: only an operator can mend it.
+            if wanted not in self._unusable:
+                self._unusable.add(wanted)
+                logger.error("no model: %s cannot be used: %s", wanted.name, problem)
+            raise ModelUnavailable(retry_after_s=NOT_CONFIGURED_RETRY_S) from None
+        return self._made.setdefault(wanted, model)
 
 
 _models: WeakKeyDictionary[asyncio.AbstractEventLoop, Models] = WeakKeyDictionary()
@@ -187,12 +201,7 @@ def models() -> Models:
 
 
 def _make(wanted: Wanted) -> ChatModel:
-    try:
-        model = _connect(wanted)
-    except (exceptions.UserError, ImportError, ValueError) as problem:
-        # An unknown name, no API key, a package that is not installed: only an operator can mend it.
-        logger.error("no model: LLM_MODEL=%s cannot be used: %s", wanted.name, problem)
-        raise ModelUnavailable(retry_after_s=NOT_CONFIGURED_RETRY_S) from None
+    model = _connect(wanted)
     if wanted.provider == "local":
         # It cannot call tools, and its context is small.
         return ChatModel(
@@ -315,7 +324,7 @@ class Dialogue:
                         arrived = await anext(arriving, None)
                 self._take(response.get(), reply)
         except TimeoutError:
-            raise failed("llm_timeout") from None
+            raise failed("llm_timeout", "no token in time") from None
         except (exceptions.AgentRunError, exceptions.UserError, httpx2.HTTPError, OSError) as problem:
             if _could_not_connect(problem):
                 breaker.could_not_connect()
@@ -408,9 +417,7 @@ def _could_not_connect(problem: BaseException) -> bool:
 
 
 def _in_our_words(problem: BaseException) -> ModelFailed:
-    code = _code_of(problem)
-    logger.warning("the model failed (%s): %s", code, _for_operators(problem))
-    return failed(code)
+    return failed(_code_of(problem), _for_operators(problem))
 
 
 def _for_operators(problem: BaseException) -> str:

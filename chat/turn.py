@@ -9,7 +9,7 @@ in order, whatever happens: its open steps, its flow_end, its usage, its slot.
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -34,6 +34,7 @@ ANSWER_BYTES = 512 * 1024
 """Daphne has no back-pressure: what a client does not read lies in this process's memory."""
 ROUNDS = 10
 CALLS_PER_ROUND = 16
+DATABASE_WAIT_S = 2.0
 CHARGE_AGAIN_AFTER_S = (1, 5, 15, 60, 240)
 
 
@@ -56,6 +57,9 @@ class Failed(Exception):
 
     code: str
     message: str
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
 
 
 def open_turn(admission: Admission, question: Question, turn_id: str) -> tuple[TurnTrack, Checkpoint]:
@@ -116,7 +120,9 @@ class Story:
         problem = await self._work()
         if problem is not None:
             turn.record("error", self.failing or self.usage_check, code=problem.code, message=problem.message)
-        turn.end("disconnected" if self.gone else "failed" if problem else "completed", duration_ms=self._ms())
+        outcome = "disconnected" if self.gone else "failed" if problem else "completed"
+        turn.end(outcome, duration_ms=self._ms())
+        logger.info("turn %s after %.0f ms", outcome, self._ms(), extra={"turn_id": turn.turn_id})
         await asyncio.gather(self._settle(), turn.acknowledged(ACKNOWLEDGE_S))
         if problem is not None:
             await self._say("error", {"code": problem.code, "message": problem.message, "turn_id": turn.turn_id})
@@ -141,6 +147,7 @@ class Story:
             # Only `leave` cancels it; a loop that shuts down takes the client away just as well.
             self.gone = True
         except (Failed, ModelFailed) as problem:
+            logger.warning("a turn failed: %s", problem, extra={"turn_id": self.turn.turn_id})
             return None if self.gone else Failed(problem.code, problem.message)
         except TimeoutError:
             return Failed("llm_timeout", WORDS["llm_timeout"])
@@ -290,16 +297,11 @@ class Story:
 
     async def _charge(self) -> None:
         """After a round that is not the last. A failure is no loss: the next charge brings the totals."""
-        try:
-            await in_database(charge, self.turn.turn_id, self.totals)
-        except DatabaseProblem:
-            logger.warning("a round could not be charged now", extra={"turn_id": self.turn.turn_id})
+        await _briefly(_charged(self.turn.turn_id, self.totals))
 
     async def _settle(self) -> None:
         """Charge the turn, free its slot and keep its answer; with PostgreSQL away, later."""
-        answer = "".join(self.pieces)
-        if not await _settled(self.turn.turn_id, self.totals, answer):
-            _keep(asyncio.create_task(_settle_later(self.turn.turn_id, self.totals, answer)))
+        await _briefly(_settled(self.turn.turn_id, self.totals, "".join(self.pieces)))
 
     # --- words ------------------------------------------------------------------------------------
 
@@ -336,35 +338,46 @@ def _shown(**texts: str) -> dict[str, str]:
     return {name: text for name, text in shown if text is not None}
 
 
-_kept: set["asyncio.Task[Any]"] = set()
+# --- charging ------------------------------------------------------------------------------------
 
 
-def _keep(task: "asyncio.Task[Any]") -> None:
-    """Hold a task that nobody awaits: the loop itself would not."""
-    _kept.add(task)
-    task.add_done_callback(_kept.discard)
-
-
-async def _settled(turn_id: str, totals: Totals, answer: str) -> bool:
+async def _charged(turn_id: str, totals: Totals, *, ended: bool = False, answer: str = "") -> bool:
     try:
-        await in_database(charge, turn_id, totals, ended=True, answer=answer)
-    except DatabaseProblem:
-        logger.warning("a turn could not be charged now", extra={"turn_id": turn_id})
+        await in_database(charge, turn_id, totals, ended=ended, answer=answer)
+    except DatabaseProblem as problem:
+        logger.warning("a turn could not be charged now: %s", problem, extra={"turn_id": turn_id})
         return False
     return True
 
 
-async def _settle_later(turn_id: str, totals: Totals, answer: str) -> None:
-    """Try again for some minutes. Charging twice adds nothing, so an unknown fate is no danger."""
-    for seconds in CHARGE_AGAIN_AFTER_S:
+async def _settled(turn_id: str, totals: Totals, answer: str) -> None:
+    """Charge a turn as ended, if need be again and again for some minutes. Charging twice adds
+    nothing, so an unknown fate of a try is no danger."""
+    for seconds in (0, *CHARGE_AGAIN_AFTER_S):
         await asyncio.sleep(seconds)
-        if await _settled(turn_id, totals, answer):
+        if await _charged(turn_id, totals, ended=True, answer=answer):
             return
     logger.error("a turn was never charged: PostgreSQL was away too long", extra={"turn_id": turn_id})
 
 
-def start(story: Story) -> "asyncio.Task[None]":
-    """Start telling, in a task that lives until the turn is closed."""
-    task = asyncio.create_task(story.tell())
-    _keep(task)
+async def give_back(admitting: "asyncio.Future[Admission]", turn_id: str) -> None:
+    """Free the slot of an admission that came too late for its client. Its request stays counted."""
+    await asyncio.wait({admitting})
+    if not admitting.cancelled() and admitting.exception() is None and admitting.result().refusal is None:
+        await _settled(turn_id, Totals(), "")
+
+
+_kept: set["asyncio.Task[Any]"] = set()
+
+
+def keep(work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    """Run this in a task that lives until it is through: the loop itself holds no task."""
+    task = asyncio.create_task(work)
+    _kept.add(task)
+    task.add_done_callback(_kept.discard)
     return task
+
+
+async def _briefly(work: Coroutine[Any, Any, Any]) -> None:
+    """Wait for the database a moment; what takes longer goes on without us."""
+    await asyncio.wait({keep(work)}, timeout=DATABASE_WAIT_S)

@@ -292,3 +292,14 @@ async def test_capture_says_how_much_is_written_down(
     assert "3 * 4" in kept["arguments"]
     assert "12" in kept["result"]
     assert "12" in kept["answer"]
+
+
+async def test_the_model_is_asked_for_a_stream_with_usage_and_offered_the_tools(
+    bob: Any, client_of: Any, llm: Any
+) -> None:
+    await client_of(bob).stream("Hello")
+    (seen,) = llm.requests
+    assert seen.body["stream"] is True
+    assert seen.body["stream_options"] == {"include_usage": True}
+    assert {tool["function"]["name"] for tool in seen.body["tools"]} == {"clock", "calculator"}
+    assert seen.headers["authorization"] == "Bearer scripted"

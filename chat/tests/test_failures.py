@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from chat import endpoint, tools, turn
 from chat import llm as door
-from chat import tools, turn
 from chat.llm import WORDS
 from chat.models import DailyUsage, Message, TurnUsage
 from omni2.database import in_database
@@ -294,3 +294,56 @@ async def test_postgres_away_in_mid_turn_costs_the_user_nothing(
             break
         await asyncio.sleep(0.02)
     assert tokens == call.last.data["usage"]["input_tokens"]
+
+
+async def test_what_nobody_foresaw_is_still_json(bob: Any, client_of: Any, settings: Any, llm: Any) -> None:
+    settings.USAGE_TZ = "Mars/Olympus"  # as if PostgreSQL did not know the zone
+    for path in ("/api/v1/ask", "/api/v1/ask/stream"):
+        call = await client_of(bob).call("Hello", path=path).start().over()
+        assert (call.status, call.json) == (500, {"detail": "Something went wrong.", "code": "internal_error"})
+    assert llm.requests == []
+
+
+@pytest.fixture
+def somebody_else(db: None) -> Any:
+    """Another session of the same database."""
+    import psycopg
+    from django.db import connection
+
+    database = connection.settings_dict
+    with psycopg.connect(
+        dbname=database["NAME"], user=database["USER"], host=database["HOST"], autocommit=True
+    ) as session:
+        yield session
+
+
+@pytest.mark.parametrize("impatient_one", ["omni2", "server"])
+async def test_an_admission_that_comes_too_late_is_given_back(
+    impatient_one: str, bob: Any, client_of: Any, somebody_else: Any, llm: Any, monkeypatch: Any
+) -> None:
+    client = client_of(bob)
+    # what bob's admission has to wait for
+    somebody_else.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [f"omni2 usage of {bob.pk}"])
+    try:
+        call = client.call("Hello")
+        if impatient_one == "omni2":
+            monkeypatch.setattr(endpoint, "ADMIT_TIMEOUT_S", 0.2)
+            await call.start().over()
+            assert (call.status, call.json["code"]) == (503, "database_unavailable")
+        else:
+            call.start()
+            await asyncio.sleep(0.2)
+            call.task.cancel()  # type: ignore[union-attr]
+            with pytest.raises(asyncio.CancelledError):
+                await call.task  # type: ignore[misc]
+        assert not await in_database(TurnUsage.objects.exists)
+    finally:
+        somebody_else.execute("SELECT pg_advisory_unlock_all()")
+    for _ in range(500):
+        ended = await in_database(lambda: list(TurnUsage.objects.values_list("ended_at", flat=True)))
+        if ended and ended[0]:
+            break
+        await asyncio.sleep(0.01)
+    assert len(ended) == 1
+    assert ended[0] is not None
+    assert llm.requests == []
