@@ -224,7 +224,7 @@ class Supervisor:
         return self._part("local model", MODEL, words, ready=ready, log=self.folder.log("model"), patience_s=1.0)
 
     def _persister(self) -> Part:
-        return self._part("persister", PERSISTER, commands.with_python(commands.PERSISTER))
+        return self._part("persister", PERSISTER, commands.with_python(commands.PERSISTER), patience_s=3.0)
 
     def _web(self) -> Part:
         async def ready() -> bool:
