@@ -60,7 +60,7 @@ class Omni2Config(models.Model):
         self.full_clean(validate_unique=False, validate_constraints=False)
         self.updated_at = Now()
         super().save(*args, **kwargs)
-        transaction.on_commit(_announce)
+        transaction.on_commit(_announce, robust=True)
 
     def clean(self) -> None:
         problems = config.problems_of(self.config_key, self.config_value)
@@ -198,7 +198,7 @@ class MonitoredUser(models.Model):
     def _record(self, by: User, action: str) -> None:
         detail = {"period": self.pk, "expires_at": iso(self.expires_at), "reason": self.reason}
         record_access(actor=by, action=action, subject_user_id=self.user_id, detail=detail)
-        transaction.on_commit(_announce)
+        transaction.on_commit(_announce, robust=True)
 
 
 def _lock_user(user_id: str) -> None:
