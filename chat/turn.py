@@ -306,8 +306,13 @@ class Story:
     # --- words ------------------------------------------------------------------------------------
 
     async def _say(self, name: str, data: Mapping[str, Any]) -> None:
-        if not self.gone:
+        if self.gone:
+            return
+        try:
             await self.audience.hear(name, data)
+        except OSError:
+            # how an ASGI server may say that nobody is there any more
+            self.leave()
 
     def _summary(self) -> dict[str, Any]:
         turn = self.turn
