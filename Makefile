@@ -24,7 +24,7 @@ check: .venv/installed-dev ## format, lint, types, import directions, migrations
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m mypy .
 	@.venv/bin/lint-imports
-	@$(PYTHON) -W ignore::RuntimeWarning manage.py makemigrations --check --dry-run
+	@LOG_LEVEL=error $(PYTHON) -W ignore::RuntimeWarning manage.py makemigrations --check --dry-run
 
 bench: .venv/installed-dev ## measure what tracking costs, beside the plain way of doing it
 	@exec $(PYTHON) -m bench

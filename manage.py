@@ -8,6 +8,7 @@ import sys
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "omni2.settings")
     from django.core.management import execute_from_command_line
+    from django.db import OperationalError
 
     from omni2.env import EnvironmentProblem
 
@@ -15,6 +16,11 @@ def main() -> None:
         execute_from_command_line(sys.argv)
     except EnvironmentProblem as problem:
         sys.exit(f"omni2: {problem}")
+    except OperationalError as problem:
+        # without a code it is not PostgreSQL that speaks: nobody answered
+        if getattr(problem.__cause__, "sqlstate", None):
+            raise
+        sys.exit(f"omni2: PostgreSQL does not answer: start `make run` first, or set DATABASE_URL ({problem})")
 
 
 if __name__ == "__main__":
