@@ -82,13 +82,15 @@ class Flusher:
 
     async def stop(self) -> None:
         """End the task and its connection; what still waits stays in the queue."""
+        # said twice: redis-py sends under asyncio.wait_for, which on Python 3.11 can swallow a cancellation
+        self._ending = True
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
         await self._disconnect()
 
     async def _run(self) -> None:
-        while True:
+        while not self._ending:
             if not self.tracker.queue:
                 await self._rest()
             await self._probe()
@@ -149,7 +151,7 @@ class Flusher:
     async def _deliver(self, batch: list[Checkpoint]) -> None:
         """Make one batch durable somewhere, however long it takes."""
         attempt = 0
-        while True:
+        while not self._ending:
             if not self.redis_away:
                 try:
                     await self._append(batch)
@@ -164,6 +166,7 @@ class Flusher:
             attempt += 1
             await asyncio.sleep(pause)
             await self._probe()
+        return self._put_back(batch)
 
     # --- Redis ----------------------------------------------------------------------------------
 

@@ -11,9 +11,15 @@ from typing import Any
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "omni2.settings")
 
+from django.conf import settings
 from django.core.asgi import get_asgi_application
+from django.core.exceptions import ImproperlyConfigured
 
 django_application = get_asgi_application()
+
+if not settings.SECRET_KEY_CONFIGURED:
+    # two processes with keys of their own would not know each other's sessions
+    raise ImproperlyConfigured("SECRET_KEY is not set: a server needs one, the same for all its processes")
 
 # Only after Django is set up: these modules load models.
 from chat.endpoint import ask_application, is_ask_path
