@@ -232,7 +232,8 @@ async function* events(body) {
 function setBusy(busy) {
   send.hidden = busy;
   stop.hidden = !busy;
-  if (!busy) message.focus();
+  // where the keyboard is on the screen it would come up over the answer
+  if (!busy && matchMedia("(hover: hover)").matches) message.focus();
 }
 
 function fitHeight() {

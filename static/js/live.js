@@ -9,6 +9,7 @@ import { ago, clock, duration, exact, initials, instant, moment, remaining } fro
 const page = pageData("live-page");
 const POLL_MS = 4000, POLL_HIDDEN_MS = 20_000;
 const MINUTE_MS = 60_000;
+const SILENT_MS = 60_000; // from then on a panel says since when nothing came
 const MOST_HELD = 5000; // checkpoints kept back while the picture is held still
 
 const panels = new Map(); // user_id -> Panel, in the order of the URL
@@ -61,7 +62,8 @@ class Panel {
     const head = element("header", { className: "panel-head" },
       element("div", { className: "panel-who" }, this.avatar, this.name, this.address),
       element("div", { className: "panel-state" }, this.pill, this.speed, this.timer, close));
-    this.element = element("section", { className: "panel", data: { user: this.userId } }, head, this.note, this.empty, this.body);
+    this.foot = element("div", { className: "panel-foot", attributes: { hidden: "" } });
+    this.element = element("section", { className: "panel", data: { user: this.userId } }, head, this.note, this.empty, this.body, this.foot);
     this.#buildTimer();
   }
 
@@ -207,6 +209,9 @@ class Panel {
 
   #showEmpty() {
     const nothing = this.tree.isEmpty;
+    const silent = !nothing && this.active && this.seen !== null && this.tree.running.length === 0 && this.tree.now() - this.seen > SILENT_MS;
+    this.foot.hidden = !silent;
+    if (silent) this.foot.textContent = `Watching. Nothing since ${moment(this.seen)}.`;
     this.empty.hidden = !nothing || this.active === false || this.state?.name === "disconnected";
     this.body.hidden = nothing;
     if (this.empty.hidden) return;

@@ -31,12 +31,13 @@ def test_it_leads_from_sign_in_over_the_growing_tree_to_the_same_tree_in_history
 ) -> None:
     bob = someone("Bob Kahn")
 
-    # Olga signs in, and has nobody on her wall yet
+    # Olga signs in; there is no panel on her wall yet
     olga = visit(None, "/login/?next=/live/")
     olga.get_by_label("E-mail").fill("olga@example.com")
     olga.get_by_label("Password").fill(PASSWORD)
     olga.get_by_role("button", name="Sign in").click()
     expect(olga.get_by_role("heading", name="Live")).to_be_visible()
+    expect(olga.locator("#nobody h2")).to_be_visible()
 
     # she looks Bob up by his name and watches him for eight hours
     olga.keyboard.press("/")
