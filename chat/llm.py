@@ -15,11 +15,10 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from decimal import Decimal
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import httpx2
-from django.conf import settings
 from pydantic_ai import exceptions
 from pydantic_ai.direct import model_request_stream
 from pydantic_ai.messages import (
@@ -41,10 +40,10 @@ from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
 
-from chat import demonstration
 from chat.history import Exchange
 from chat.scripted_model import SCRIPTED
 from chat.tools import Tool
+from chat.wanted import Wanted, wanted_model
 from flows.checkpoints import clean_text
 
 logger = logging.getLogger(__name__)
@@ -100,15 +99,6 @@ class ModelUnavailable(Exception):
 # --- which model ---------------------------------------------------------------------------------
 
 
-class Wanted(NamedTuple):
-    """Which model is asked for: what the settings say, or a demonstration."""
-
-    name: str
-    base_url: str
-    api_key: str
-    provider: str
-
-
 class Breaker:
     """Stops asking a model that cannot be reached: after three connections that failed in a row it
     is open for ten seconds. The first request after that tries again, and closes or opens it."""
@@ -145,20 +135,6 @@ class ChatModel:
     memory_characters: int
     settings: ModelSettings
     breaker: Breaker = field(default_factory=Breaker)
-
-
-def wanted_model(user_id: str) -> Wanted:
-    """Which model answers this user. No I/O but for demonstration users (one small file)."""
-    if demonstration.is_demonstration(user_id):
-        server = demonstration.running_server()
-        return Wanted(demonstration.MODEL, server.url if server else "", server.key if server else "", SCRIPTED)
-    name = settings.LLM_MODEL
-    if settings.LLM_BASE_URL:
-        provider = SCRIPTED if name.startswith(SCRIPTED) else "openai-compatible"
-        return Wanted(name, settings.LLM_BASE_URL, settings.LLM_API_KEY, provider)
-    if name == "local":
-        return Wanted(name, settings.LOCAL_MODEL_URL, settings.LOCAL_MODEL_KEY, "local")
-    return Wanted(name, "", settings.LLM_API_KEY, "")
 
 
 class Models:

@@ -18,9 +18,9 @@ from django.views.decorators.http import require_POST, require_safe
 
 from chat import markdown
 from chat.history import Said, conversations_of, messages_of
-from chat.llm import wanted_model
 from chat.models import Role
 from chat.scripted_model import SCRIPTED
+from chat.wanted import wanted_model
 from flows import words
 from flows.history import as_session_id, wire_time
 from flows.models import Turn
