@@ -27,6 +27,7 @@ from flows.checkpoints import next_moment_us, uuid7
 from flows.tracker import TurnTrack, tracker
 from omni2.accounts.authenticate import WWW_AUTHENTICATE
 from omni2.database import in_database
+from omni2.intake import drain
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +130,7 @@ async def _body(scope: Scope, receive: Receive) -> bytes:
     """The whole body, or Refused (413) as soon as it is known to be too large."""
     announced = next((value for name, value in scope["headers"] if name.lower() == b"content-length"), b"0")
     if announced.isdigit() and (len(announced) > 20 or int(announced) > checks.BODY_BYTES):
+        await drain(receive)
         raise checks.too_large()
     parts: list[bytes] = []
     size = 0
@@ -139,9 +141,11 @@ async def _body(scope: Scope, receive: Receive) -> bytes:
             raise _ClientGone
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > checks.BODY_BYTES:
-            raise checks.too_large()
         more = message.get("more_body", False)
+        if size > checks.BODY_BYTES:
+            if more:
+                await drain(receive)
+            raise checks.too_large()
     return b"".join(parts)
 
 

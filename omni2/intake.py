@@ -5,14 +5,18 @@ it Django would spool a body of any size to disk, take a chunked one for empty, 
 malformed requests with an empty page where a program expects JSON.
 """
 
+import asyncio
 import codecs
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from omni2.errors import BodyTooLarge
 
 MAX_BODY_BYTES = 1024 * 1024
+DRAINED_BYTES = 16 * MAX_BODY_BYTES
+DRAIN_S = 5.0
 
 Scope = dict[str, Any]
 Message = Mapping[str, Any]
@@ -57,6 +61,7 @@ class _Gone(Exception):
 
 async def _read(scope: Scope, receive: Receive) -> bytes:
     if _announced(scope) > MAX_BODY_BYTES:
+        await drain(receive)
         raise _TooLarge
     body = bytearray()
     while True:
@@ -65,9 +70,25 @@ async def _read(scope: Scope, receive: Receive) -> bytes:
             raise _Gone
         body += message.get("body", b"")
         if len(body) > MAX_BODY_BYTES:
+            await drain(receive, last=message)
             raise _TooLarge
         if not message.get("more_body"):
             return bytes(body)
+
+
+async def drain(receive: Receive, *, last: Message | None = None) -> None:
+    """Read what is left of a body after its message `last` and throw it away, so that its sender reads the answer.
+
+    A server that closes while a client still sends resets the connection, and the client never
+    learns why. Nothing is waited for beyond DRAINED_BYTES or DRAIN_S.
+    """
+    left, more = DRAINED_BYTES, last is None or last.get("more_body", False)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_S):
+            while more and left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                more = message.get("more_body", False)
 
 
 def _announced(scope: Scope) -> int:
