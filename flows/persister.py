@@ -72,32 +72,24 @@ class Shard:
     withheld_until: float = 0.0
 
 
-class Persister:
-    """One worker. `run()` loops until `stop()`; any number of them share the shards."""
+class Loop:
+    """What runs beside the web processes, step by step, until `stop()`: the sweep and the watch list.
+    Without Redis this is all there is to do; the Persister is a Loop that also reads the log."""
 
     def __init__(self) -> None:
-        self.name = uuid.uuid4().hex
-        self.counts = Counts()
-        self.shards: dict[int, Shard] = {}
-        self._redis: redis.Redis = sync_client()
-        self._renewed = 0.0
         self._running = True
         self._beside: list[Callable[[], None]] = []
-        self._first_withheld: dict[tuple[int, bytes], float] = {}
-
-    # --- the loop ---------------------------------------------------------------------------------
 
     def beside(self, work: Callable[[], None]) -> None:
-        """Let `work` be called between batches (the sweep, the watch list); it decides itself
-        whether it is time."""
+        """Let `work` be called between steps; it decides itself whether it is time."""
         self._beside.append(work)
 
     def stop(self, *_: Any) -> None:
-        """End after the batch in hand."""
+        """End after the step in hand."""
         self._running = False
 
     def run(self) -> None:
-        """Move checkpoints until `stop()`. Survives Redis and PostgreSQL being away: it waits."""
+        """Step until `stop()`. Survives Redis and PostgreSQL being away: it waits."""
         trouble = 0
         while self._running:
             try:
@@ -110,19 +102,44 @@ class Persister:
                 connections.close_all()
                 self._pause(PAUSE_S[min(trouble, len(PAUSE_S) - 1)])
                 trouble += 1
-        self._release()
+        self._finish()
         connections.close_all()
+
+    def step(self) -> int:
+        """Do what is due beside, then rest; returns how many entries were taken: none."""
+        self._work_beside()
+        self._pause(BLOCK_MS / 1000)
+        return 0
+
+    def _work_beside(self) -> None:
+        for work in self._beside:
+            work()
+
+    def _finish(self) -> None:
+        """The last thing before the end."""
 
     def _pause(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while self._running and time.monotonic() < deadline:
             time.sleep(0.05)
 
+
+class Persister(Loop):
+    """One worker. Any number of them share the shards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = uuid.uuid4().hex
+        self.counts = Counts()
+        self.shards: dict[int, Shard] = {}
+        self._redis: redis.Redis = sync_client()
+        self._renewed = 0.0
+        self._first_withheld: dict[tuple[int, bytes], float] = {}
+
     def step(self) -> int:
         """Renew, read one batch, store it, acknowledge it; returns how many entries it took."""
         self._hold_shards()
-        for work in self._beside:
-            work()
+        self._work_beside()
         taken = self._persist(self._read_left_over())
         # with work in hand there is no waiting for more
         return taken + self._persist(self._read_new(block_ms=None if taken else BLOCK_MS))
@@ -144,7 +161,7 @@ class Persister:
                 self.shards[number] = Shard(number)
         self._tell()
 
-    def _release(self) -> None:
+    def _finish(self) -> None:
         try:
             for number in self.shards:
                 self._redis.eval(_RELEASE, 1, keys.shard_lease(number), self.name)

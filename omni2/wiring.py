@@ -12,11 +12,12 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from types import FrameType
 from typing import Any
 
+from django.conf import settings
 from django.db import Error
 
 from chat.usage import settle_abandoned
 from flows import heartbeat
-from flows.persister import Persister
+from flows.persister import Loop, Persister
 from flows.sweep import Sweep
 from flows.tracker import tracker
 from monitoring.watchlist import watchlist
@@ -132,9 +133,10 @@ async def lifespan(
             return
 
 
-def persister() -> Persister:
-    """A persister with the sweep beside it, which needs to know who is monitored now."""
-    worker = Persister()
+def persister() -> Loop:
+    """A persister with the sweep beside it, which needs to know who is monitored now. Without Redis
+    there is no log to read, and the sweep alone."""
+    worker = Persister() if settings.REDIS_ENABLED else Loop()
     sweep = Sweep(is_monitored=watchlist.is_monitored, on_abandoned=settle_abandoned)
     worker.beside(_every(REFRESH_EVERY_S, watchlist.refresh_sync))
     worker.beside(sweep)
