@@ -35,7 +35,7 @@ class Keeper:
             # -S: nothing of site-packages is needed, and the start is three times as quick
             [sys.executable, "-S", "-c", "from omni2.supervisor.keeper import main; main()"],
             cwd=ROOT,
-            env={"PATH": os.environ.get("PATH", ""), "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
