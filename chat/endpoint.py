@@ -50,6 +50,7 @@ STATUS_OF = {
     "llm_unavailable": 503,
     "context_too_long": 400,
     "internal_error": 500,
+    "server_stopping": 503,
 }
 
 counted: Counter[str] = Counter()

@@ -35,6 +35,7 @@ ANSWER_BYTES = 512 * 1024
 ROUNDS = 10
 CALLS_PER_ROUND = 16
 DATABASE_WAIT_S = 2.0
+STOPPING = "The server is being restarted. Please ask again."
 CHARGE_AGAIN_AFTER_S = (1, 5, 15, 60, 240)
 
 
@@ -103,6 +104,9 @@ class Story:
     cost_known: bool = True
     spoken: bool = False
     gone: bool = False
+    interrupted: bool = False
+    ttft_ms: float | None = None
+    """from the request to the first piece of the answer, tools and all"""
     work: "asyncio.Task[None] | None" = None
     failing: Checkpoint | None = None
     """the step that is being taken: if it fails, the error stands under it"""
@@ -116,6 +120,7 @@ class Story:
     async def tell(self) -> None:
         """The whole story. Never raises; returns when the turn is closed and paid for."""
         turn = self.turn
+        turn.cancel = self.interrupt
         await self._say("session", {"session_id": turn.session_id, "turn_id": turn.turn_id})
         problem = await self._work()
         if problem is not None:
@@ -135,20 +140,34 @@ class Story:
         if self.work is not None:
             self.work.cancel()
 
+    def interrupt(self) -> None:
+        """This process is about to end, or was declared dead while it stood still: stop, and say so."""
+        self.interrupted = True
+        if self.work is not None:
+            self.work.cancel()
+
     async def _work(self) -> Failed | None:
         """Run what can be cancelled; returns why it failed, None when it did not or nobody waits."""
-        if self.gone:
-            return None
-        self.work = asyncio.create_task(self._answer())
-        await asyncio.wait({self.work})
+        if not (self.gone or self.interrupted):
+            self.work = asyncio.create_task(self._answer())
+            await asyncio.wait({self.work})
+            problem = await self._problem_of(self.work)
+        else:
+            problem = None
+        if self.interrupted and not self.gone:
+            return Failed("server_stopping", STOPPING)
+        return None if self.gone else problem
+
+    async def _problem_of(self, work: "asyncio.Task[None]") -> Failed | None:
+        """Why the finished work failed, in words for the user."""
         try:
-            await self.work
+            await work
         except asyncio.CancelledError:
-            # Only `leave` cancels it; a loop that shuts down takes the client away just as well.
-            self.gone = True
+            # Only `leave` and `interrupt` cancel it; a loop that shuts down takes the client away as well.
+            self.gone = not self.interrupted
         except (Failed, ModelFailed) as problem:
             logger.warning("a turn failed: %s", problem, extra={"turn_id": self.turn.turn_id})
-            return None if self.gone else Failed(problem.code, problem.message)
+            return Failed(problem.code, problem.message)
         except TimeoutError:
             return Failed("llm_timeout", WORDS["llm_timeout"])
         except Exception:  # the door at the end of the stream: a user never sees a stack trace
@@ -235,6 +254,7 @@ class Story:
         """What the client saw, the log has: the first token waits for what led to it."""
         if not self.spoken:
             self.spoken = True
+            self.ttft_ms = self._ms()
             await self.turn.acknowledged(ACKNOWLEDGE_S)
 
     async def _use_tools(self, thinking: Checkpoint, calls: list[ToolCall]) -> list[tuple[ToolCall, str, bool]]:

@@ -43,5 +43,15 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
     if kind == "websocket":
         return await websocket_application(scope, receive, send)
     if is_ask_path(scope["path"]):
+        if wiring.draining():
+            return await refuse_while_ending(send)
         return await ask_application(scope, receive, send)
     return await checked_django_application(scope, receive, send)
+
+
+async def refuse_while_ending(send: Send) -> None:
+    """No new turn in a process that is about to end; another one, or the next, takes it."""
+    body = b'{"detail":"The server is being restarted. Please ask again.","code":"server_stopping"}'
+    headers = [(b"content-type", b"application/json"), (b"retry-after", b"2"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

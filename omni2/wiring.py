@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 DRAIN_S = env.integer("OMNI2_DRAIN_S", 10, low=0, high=600)
 """How long running answers may go on after SIGTERM, and then how long the queue may take to empty."""
 
+LAST_WORDS_S = 2.0
+"""How long a cancelled answer has to close its tree and tell its client."""
+
 FLUSH_S = 5.0
 REFRESH_EVERY_S = 0.5
 
@@ -104,18 +107,23 @@ def draining() -> bool:
 async def drain() -> None:
     """Wait for running turns (10 s at most; then they are cancelled), write what was recorded (5 s
     at most), and say goodbye in PostgreSQL."""
-    deadline = time.monotonic() + DRAIN_S
-    while tracker.running and time.monotonic() < deadline:  # noqa: ASYNC110 - once in a process's life
-        await asyncio.sleep(0.05)
+    await _turns_end(within_s=DRAIN_S)
     for turn in list(tracker.running):
         if turn.cancel is not None:
             turn.cancel()
+    await _turns_end(within_s=LAST_WORDS_S)
     if tracker.flusher is not None and not await tracker.flusher.drain(FLUSH_S):
         logger.error("ended with %d checkpoints not written", len(tracker.queue))
     try:
         await in_database(heartbeat.end, tracker.process_id)
     except (Error, OSError):
         logger.warning("the end of this process could not be written: the sweep will see it")
+
+
+async def _turns_end(*, within_s: float) -> None:
+    deadline = time.monotonic() + within_s
+    while tracker.running and time.monotonic() < deadline:  # noqa: ASYNC110 - once in a process's life
+        await asyncio.sleep(0.05)
 
 
 async def lifespan(

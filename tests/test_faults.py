@@ -176,9 +176,24 @@ async def test_running_answers_finish_when_the_server_is_told_to_end(omni2: Runn
         await asyncio.to_thread(omni2.wait_until_ready)
 
     answer = asyncio.create_task(ledger.chat("script:slow"))
-    await asyncio.sleep(0.3)
+    while not (ledger.told and ledger.told[0].tokens):
+        await asyncio.sleep(0.02)
     await restart()
     told = await answer
     assert told.end == "done"
     assert told.durable == told.checkpoints
     await asyncio.to_thread(assert_it_adds_up, ledger)
+
+
+async def test_an_answer_that_takes_too_long_to_end_is_ended_with_a_word(llm: LlmServer) -> None:
+    with running(llm_base_url=llm.url, OMNI2_DRAIN_S="1") as ending:
+        ledger = Ledger(ending, [ending.create_token("bob@example.com")])
+        answer = asyncio.create_task(ledger.chat("script:hang_in_middle"))
+        while not (ledger.told and ledger.told[0].tokens):
+            await asyncio.sleep(0.05)
+        await asyncio.to_thread(ending.web[0].end)
+        told = await answer
+        assert told.end == "error"
+        await asyncio.to_thread(assert_it_adds_up, ledger)
+        assert ending.sql("SELECT outcome, error FROM turns") == [("failed", "server_stopping")]
+        assert ending.sql("SELECT count(*) FROM serving_processes WHERE ended_at IS NOT NULL") == [(1,)]
