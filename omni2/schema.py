@@ -89,7 +89,15 @@ def _complete_operation(operation: Schema) -> None:
         # read as JSON whatever it is called; this is what it should be called
         content["application/json"] = content.pop("*/*")
     responses = operation["responses"]
-    for status in ["400", "503", *(["413"] if content else []), *(["401"] if operation.get("security") else [])]:
+    possible = {
+        "400": True,
+        "401": bool(operation.get("security")),
+        "403": bool(operation.get("security")),
+        "404": any(parameter["in"] == "path" for parameter in operation.get("parameters", [])),
+        "413": bool(content),
+        "503": True,
+    }
+    for status in (status for status, may_be in possible.items() if may_be):
         responses.setdefault(status, {"description": ""})
     for status, answer in responses.items():
         answer["description"] = answer["description"] or DESCRIPTIONS.get(status, "")
@@ -185,6 +193,7 @@ COMPONENTS: Schema = {
     },
 }
 
+EVENTS = ["session", "token", "tool_call", "tool_result", "done", "error"]
 _EVENTS = """A stream of Server-Sent Events, each `event:` with one line of JSON as `data:`
 
 | event | data |
@@ -197,6 +206,11 @@ _EVENTS = """A stream of Server-Sent Events, each `event:` with one line of JSON
 | `error` | `{"code","message","turn_id"}`; after it the stream ends |
 
 A comment line comes when nothing was sent for 15 s. Closing the connection cancels the model call."""
+
+_EVENT: Schema = _object(
+    {"event": {"type": "string", "enum": EVENTS}, "data": {"type": "string", "description": "JSON, as described"}},
+    "One event of the stream.",
+)
 
 _REFUSALS: Schema = {
     "400": _answer("The body is not JSON, or a field is wrong", FIELD_ERRORS),
@@ -239,7 +253,7 @@ ASK_PATHS: Schema = {
     "/api/v1/ask/stream": _ask(
         "ask_stream",
         "Ask, and get the answer as it is made",
-        {"200": _answer(_EVENTS, _STRING, "text/event-stream")},
+        {"200": _answer(_EVENTS, _EVENT, "text/event-stream")},
     ),
 }
 DOCS_PATH: Schema = {
