@@ -6,6 +6,7 @@ out as ModelFailed with a code a client can act on and words a person can read.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import math
@@ -156,6 +157,11 @@ class Models:
             raise ModelUnavailable(retry_after_s=math.ceil(wait_s))
         return model
 
+    def warm(self) -> None:
+        """Make the model everybody is answered by, so that the first to ask need not wait for it."""
+        with contextlib.suppress(ModelUnavailable):
+            self.answering("")
+
     def _make(self, wanted: Wanted) -> ChatModel:
         try:
             model = _make(wanted)
@@ -166,6 +172,11 @@ class Models:
                 logger.error("no model: %s cannot be used: %s", wanted.name, problem)
             raise ModelUnavailable(retry_after_s=NOT_CONFIGURED_RETRY_S) from None
         return self._made.setdefault(wanted, model)
+
+
+async def warm_up() -> None:
+    """Make the running loop's model now, in a thread."""
+    await asyncio.to_thread(models().warm)
 
 
 _models: WeakKeyDictionary[asyncio.AbstractEventLoop, Models] = WeakKeyDictionary()

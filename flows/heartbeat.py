@@ -45,6 +45,16 @@ def end(process_id: str) -> None:
         )
 
 
+def forget_ended() -> int:
+    """Delete the rows of processes that ended a week ago and left no turn open; returns how many."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "DELETE FROM serving_processes p WHERE ended_at < clock_timestamp() - interval '7 days'"
+            " AND NOT EXISTS (SELECT FROM turns t WHERE t.process_id = p.process_id AND t.outcome IS NULL)"
+        )
+        return int(cursor.rowcount)
+
+
 class Heartbeat:
     """Beats for one tracker until cancelled."""
 

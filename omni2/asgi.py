@@ -23,6 +23,7 @@ if not settings.SECRET_KEY_CONFIGURED:
 
 # Only after Django is set up: these modules load models.
 from chat.endpoint import ask_application, is_ask_path
+from chat.llm import warm_up
 from monitoring.routing import websocket_application
 from omni2 import wiring
 from omni2.intake import intake
@@ -38,8 +39,8 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
     """Start what this process needs on its first request (Daphne has no lifespan), then route."""
     kind = scope["type"]
     if kind == "lifespan":
-        return await wiring.lifespan(receive, send)
-    await wiring.start()
+        return await wiring.lifespan(receive, send, warm_up)
+    await wiring.start(warm_up)
     if kind == "websocket":
         return await websocket_application(scope, receive, send)
     if is_ask_path(scope["path"]):

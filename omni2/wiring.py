@@ -8,11 +8,12 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from types import FrameType
 from typing import Any
 
 from django.conf import settings
+from django.core.management import call_command
 from django.db import Error
 
 from chat.usage import settle_abandoned
@@ -34,13 +35,15 @@ LAST_WORDS_S = 2.0
 
 FLUSH_S = 5.0
 REFRESH_EVERY_S = 0.5
+TIDY_EVERY_S = 3600.0
 
 _started_on: asyncio.AbstractEventLoop | None = None
 _background: set[asyncio.Task[Any]] = set()
 
 
-async def start() -> None:
-    """Start this process's background work once per event loop; one comparison afterwards."""
+async def start(beside: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Start this process's background work, and `beside` with it, once per event loop; one
+    comparison afterwards."""
     global _started_on
     loop = asyncio.get_running_loop()
     if _started_on is loop:
@@ -52,6 +55,7 @@ async def start() -> None:
     await pulse.once()
     await watchlist.start()
     _keep(loop.create_task(pulse.run(), name="heartbeat"))
+    _keep(loop.create_task(beside(), name="beside"))
     _end_in_order(loop)
 
 
@@ -129,12 +133,13 @@ async def _turns_end(*, within_s: float) -> None:
 async def lifespan(
     receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
     send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
+    beside: Callable[[], Coroutine[Any, Any, None]],
 ) -> None:
     """The ASGI lifespan protocol, for servers that have it."""
     while True:
         message = await receive()
         if message["type"] == "lifespan.startup":
-            await start()
+            await start(beside)
             await send({"type": "lifespan.startup.complete"})
         elif message["type"] == "lifespan.shutdown":
             await send({"type": "lifespan.shutdown.complete"})
@@ -148,7 +153,15 @@ def persister() -> Loop:
     sweep = Sweep(is_monitored=watchlist.is_monitored, on_abandoned=settle_abandoned)
     worker.beside(_every(REFRESH_EVERY_S, watchlist.refresh_sync))
     worker.beside(sweep)
+    worker.beside(_every(TIDY_EVERY_S, tidy))
     return worker
+
+
+def tidy() -> None:
+    """Remove what has no use any more: sessions that ran out, and processes that ended a week ago
+    and left no turn open."""
+    call_command("clearsessions")
+    heartbeat.forget_ended()
 
 
 def _every(seconds: float, work: Callable[[], Any]) -> Callable[[], None]:

@@ -49,7 +49,8 @@ async def persist() -> None:
         with sync_client() as client:
             while any(client.xlen(shard) for shard in keys.LOG_SHARDS):
                 persister.step()
-        persister._release()
+        persister.stop()
+        persister.run()  # gives its shards back
 
     await in_database(work)
 

@@ -164,3 +164,13 @@ async def test_a_process_that_was_late_but_not_declared_dead_goes_on(tracker: Fl
     before = tracker.process_id
     await pulse.once()
     assert tracker.process_id == before
+
+
+def test_it_forgets_processes_that_ended_long_ago_and_left_nothing_open() -> None:
+    gone, busy, living = process(ended=True), process(ended=True), process()
+    running_turn(busy)
+    ServingProcess.objects.exclude(process_id=living).update(ended_at=Now() - timedelta(days=8))
+    assert heartbeat.forget_ended() == 1
+    left = {str(row) for row in ServingProcess.objects.values_list("process_id", flat=True)}
+    assert left == {busy, living}
+    assert gone not in left
