@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -106,7 +106,7 @@ class Watcher:
 
     __slots__ = (
         "_closing", "_credit", "_epoch", "_generation", "_known", "_loop", "_on_gone", "_outbox", "_part_number",
-        "_parts", "_patience", "_period", "_place", "_resuming", "_retry", "_saw_some", "_send_to_client",
+        "_parts", "_patience", "_period", "_place", "_reading", "_resuming", "_retry", "_saw_some", "_send_to_client",
         "_sending_since", "_words", "_writer", "admission", "closed", "feed", "ping_at_s", "since_when",
     )  # fmt: skip
 
@@ -127,6 +127,8 @@ class Watcher:
         self._on_gone = on_gone
         self._loop = asyncio.get_running_loop()
         self._writer: asyncio.Task[None] | None = None
+        # reads what he needs while the writer can still say a word
+        self._reading: asyncio.Task[bool] | None = None
         self._sending_since: float | None = None
         self._closing: int | None = None
         self._period: Period | None = None
@@ -230,8 +232,9 @@ class Watcher:
         for timer in (self._patience, self._retry):
             if timer is not None:
                 timer.cancel()
-        if self._writer is not None:
-            self._writer.cancel()
+        for task in (self._writer, self._reading):
+            if task is not None:
+                task.cancel()
 
     def wake(self) -> None:
         """Let the writer look whether there is something to send."""
@@ -261,19 +264,19 @@ class Watcher:
             return False
         if self._parts:
             return await self._send_part(self._parts.popleft())
-        if not self.feed.is_ready:
-            return await self._show_what_is_stored()
-        return await self._follow()
+        return self._reading is None and await self._follow()
 
     async def _follow(self) -> bool:
         """From nowhere to the present, from behind to the present, or one frame on."""
+        if not self.feed.is_ready:
+            return self._show_what_is_stored()
         if self._place is None:
-            return await self._take_preroll()
+            return self._read(self._take_preroll())
         if self._epoch != self.feed.epoch:
             self._start_afresh(saw_some=True)
             return True
         if self._resuming or self._is_behind(self._place):
-            return await self._read_on(self._place)
+            return self._read(self._read_on(self._place))
         if self._outbox:
             return await self._send_frame(self._outbox.popleft())
         return False
@@ -371,10 +374,30 @@ class Watcher:
             self._retry = self._loop.call_later(RETRY_S, self.wake)
         return False
 
-    async def _show_what_is_stored(self) -> bool:
+    def _read(self, work: Coroutine[Any, Any, bool]) -> bool:
+        """Begin to read what he needs; the writer rests and is woken when it is there. `work` says
+        False when it has to be tried again later."""
+        self._reading = self._loop.create_task(work, name="watcher reads")
+        self._reading.add_done_callback(self._has_read)
+        return False
+
+    def _has_read(self, task: "asyncio.Task[bool]") -> None:
+        self._reading = None
+        if task.cancelled():
+            return
+        if task.exception() is not None:
+            logger.error("a watcher could not be shown what he needs", exc_info=task.exception())
+            self.close(TRY_LATER)
+        elif task.result():
+            self.wake()
+
+    def _show_what_is_stored(self) -> bool:
         """Redis is away: whoever has nothing yet sees what PostgreSQL has, marked as not complete."""
         if not self.feed.is_away or self._place is not None or self._saw_some:
             return False
+        return self._read(self._take_stored())
+
+    async def _take_stored(self) -> bool:
         generation = self._generation
         preroll = await stored_preroll(self.feed.user_id, since=self._since())
         if generation == self._generation:

@@ -12,7 +12,7 @@ from flows.flusher import REDIS_AWAY
 from flows.redis import get_redis
 from flows.tracker import FlowTracker
 from monitoring.tests.watching import Closed, Page, Script, WireSocket, break_subscriptions, in_stream
-from tests.running import Process, Running, running
+from tests.running import Process, Running, eventually, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.django_db(transaction=True)]
 
@@ -180,6 +180,30 @@ async def test_it_survives_redis(
         await watcher.until_shown(first + second)
         assert watcher.closed is None
         assert (False in watcher.snapshots) is (happens is kill_and_start)
+
+
+async def test_whoever_comes_while_redis_is_away_sees_what_is_stored(
+    omni2: Running, tracker: FlowTracker, bob: str, page: Callable[..., Page]
+) -> None:
+    """Marked as not complete; and when Redis is back, all."""
+    assert omni2.valkey is not None
+    first = await Script(tracker, bob).run()
+    count = "SELECT count(*) FROM interaction_flows WHERE user_id = %s"
+    await asyncio.to_thread(eventually, lambda: omni2.sql(count, bob) == [(len(first),)], "the turn is stored")
+    omni2.valkey.kill()
+    try:
+        async with page(omni2.url) as watcher:
+            await watcher.until_shown(first)
+            assert watcher.snapshots == [False]
+            assert watcher.cursor is None
+            omni2.valkey.start()
+            await until_redis_answers()
+            second = await Script(tracker, bob).run()
+            await watcher.until_shown(first + second)
+            assert False in watcher.snapshots[1:]
+    finally:
+        if not omni2.valkey.alive:
+            omni2.valkey.start()
 
 
 async def until_redis_answers() -> None:

@@ -21,8 +21,10 @@ STEPS = range(len(Script.NAMES) + 1)
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Positions are compared more often than in earnest, to spare the tests the waiting."""
+    """Positions are compared more often than in earnest, to spare the tests the waiting; and no ping
+    wakes a watcher who should have been woken before."""
     monkeypatch.setattr("monitoring.relay.CHECK_EVERY_S", 0.3)
+    monkeypatch.setattr("monitoring.relay.PING_EVERY_S", 1000)
 
 
 async def persist() -> None:
@@ -33,7 +35,8 @@ async def persist() -> None:
         with sync_client() as client:
             while any(client.xlen(shard) for shard in keys.LOG_SHARDS):
                 persister.step()
-        persister._release()
+        persister.stop()
+        persister.run()  # gives its shards back
 
     await in_database(work)
 
@@ -147,6 +150,46 @@ async def test_it_recovers_what_a_broken_subscription_lost(
         await other.until_shown(everything)
         assert page.snapshots == [True] * len(page.snapshots)
     assert counts.reconnects > reconnects
+
+
+@pytest.fixture
+def checks_no_positions(_often: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The position check would find it as well: here something else must."""
+    monkeypatch.setattr("monitoring.relay.CHECK_EVERY_S", 1000)
+
+
+@pytest.mark.usefixtures("checks_no_positions")
+async def test_it_sees_a_hole_by_the_next_message(live: FlowTracker, bob: Any, olga: Any, olga_token: str) -> None:
+    """Messages lost on a connection that stays: the next one names a predecessor we do not have."""
+    await enable(olga)
+    script = Script(live)
+    async with Page(olga_token) as page:
+        for moment in range(len(Script.NAMES)):
+            publishing = moment % 4 != 1
+            live.is_monitored = lambda user_id, publishing=publishing: publishing
+            await script.step()
+            if publishing:
+                await page.until_shown(script.flow_ids)
+        assert page.snapshots == [True]
+
+
+@pytest.mark.usefixtures("checks_no_positions")
+async def test_it_looks_at_the_stream_when_it_has_subscribed_again(
+    live: FlowTracker, bob: Any, olga: Any, olga_token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came while there was no subscription, and nothing after it that would tell."""
+    monkeypatch.setattr("monitoring.relay.PAUSE_S", (0.3,))
+    await enable(olga)
+    script = Script(live)
+    async with Page(olga_token) as page:
+        await script.run(3)
+        await page.until_shown(script.flow_ids)
+        await break_subscriptions()
+        await settle(lambda: not relay_here().connected)
+        await script.run(3)
+        assert len(page.shown) == 3
+        await page.until_shown(script.flow_ids)
+        assert page.snapshots == [True]
 
 
 async def test_it_finds_what_was_never_published(live: FlowTracker, bob: Any, olga: Any, olga_token: str) -> None:
@@ -279,6 +322,25 @@ async def test_it_drops_the_second_entry_of_a_retried_append(
         last = await Script(live).run()
         await page.until_shown(script.flow_ids + last)
         assert all(page.snapshots)
+
+
+async def test_it_knows_a_repeated_entry_long_after(
+    live: FlowTracker, bob: Any, olga: Any, olga_token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Repeated right after the cursor of one who stays away for longer than the feed remembers."""
+    monkeypatch.setattr("monitoring.relay.RECENT_FLOW_IDS", 5)
+    await enable(olga)
+    script = Script(live)
+    page = Page(olga_token)
+    async with page:
+        await script.run(4)
+        await page.until_shown(script.flow_ids)
+    await get_redis().execute_command(*log.pack_append(script.made, lambda user_id: True))
+    await script.run()
+    async with page:
+        await page.until_shown(script.flow_ids)
+        await page.until_snapshots(2)
+        assert page.snapshots == [True, True]
 
 
 # --- many watchers, many users ----------------------------------------------------------------------

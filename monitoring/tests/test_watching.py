@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import Permission
 
+from flows.preroll import preroll
 from flows.redis import get_redis
 from flows.tracker import FlowTracker
 from monitoring.models import MonitoredUser
@@ -148,6 +149,32 @@ async def test_it_falls_silent_when_monitoring_is_disabled_and_begins_again(
         last = await Script(live).run()
         await page.until(lambda page: last[-1] in page.shown)
         assert list(page.shown)[page_before:] == last
+
+
+async def test_it_throws_away_what_was_read_for_an_earlier_period(
+    live: FlowTracker, bob: Any, olga: Any, vera_token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Disabled and enabled again while a pre-roll is being read: it reaches too far back now."""
+    go_on = asyncio.Event()
+    begun = asyncio.Event()
+
+    async def slow(*args: Any, **kwargs: Any) -> Any:
+        found = await preroll(*args, **kwargs)
+        begun.set()
+        await go_on.wait()
+        return found
+
+    monkeypatch.setattr("monitoring.relay.preroll", slow)
+    await enable(olga)
+    await Script(live).run()
+    async with Page(vera_token) as page:
+        await begun.wait()
+        await disable(olga)
+        await enable(olga)
+        await page.until(lambda page: len(page.monitoring) == 2)
+        go_on.set()
+        last = await Script(live).run()
+        await page.until_shown(last)
 
 
 async def test_it_tells_that_it_was_extended_and_that_it_expired(
