@@ -302,6 +302,7 @@ def running(
     Redis is always its own: Pub/Sub knows no databases. `REDIS_ENABLED="false"` starts none.
     """
     folder = Path(tempfile.mkdtemp(prefix="e2e-", dir=os.environ["OMNI2_TEST_FOLDER"]))
+    (folder / "data" / "static").mkdir(parents=True)
     omni2 = _prepare(folder, own_postgres=own_postgres, environment=environment)
     if llm_base_url:
         omni2.environment |= {"LLM_BASE_URL": llm_base_url, "LLM_API_KEY": "scripted"}

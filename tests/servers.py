@@ -38,6 +38,8 @@ if "OMNI2_TEST_FOLDER" not in os.environ:
     _keeper.remove(folder)
     os.environ["OMNI2_TEST_FOLDER"] = str(folder)
     os.environ["OMNI2_DATA_DIR"] = str(folder / "data")
+    # as the supervisor makes it; without it WhiteNoise warns in every process
+    (folder / "data" / "static").mkdir(parents=True)
     os.environ.setdefault("SECRET_KEY", "only-for-tests-" + os.urandom(16).hex())
     os.environ.setdefault("ALLOWED_HOSTS", "localhost,127.0.0.1,testserver")
     for _name in [name for name in os.environ if name.startswith("PG")]:
