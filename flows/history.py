@@ -27,6 +27,7 @@ DEFAULT_LIMIT = 50
 INTERNAL_METADATA = {"block_check": frozenset({"reason", "internal_reason"})}
 NOTHING_INTERNAL: frozenset[str] = frozenset()
 RUNNING = "running"
+EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 R = TypeVar("R", bound=Model)
@@ -221,8 +222,12 @@ def _page(rows: QuerySet[R], order: tuple[str, str], question: Question, *, limi
 
 
 def _stored() -> QuerySet[InteractionFlow]:
-    """Checkpoints with their metadata as text: see _decoded()."""
-    return InteractionFlow.objects.defer("metadata").annotate(metadata_text=Cast("metadata", TextField()))
+    """Checkpoints with their metadata as text (see _decoded()), of the years that Python knows.
+
+    A row from outside can be of the year 12000 or of 'infinity'; reading it would fail, and hide the others.
+    """
+    rows = InteractionFlow.objects.filter(created_at__range=(EARLIEST, LATEST))
+    return rows.defer("metadata").annotate(metadata_text=Cast("metadata", TextField()))
 
 
 def _readable(rows: Iterable[InteractionFlow]) -> list[InteractionFlow]:

@@ -88,6 +88,20 @@ def test_it_can_read_whatever_an_insert_from_outside_stored(stored: str | None, 
     assert history.as_wire(row)["turn_id"] is None
 
 
+@pytest.mark.parametrize("moment", ["infinity", "-infinity", "12000-01-01", "0044-03-15 BC"])
+def test_it_is_not_stopped_by_a_moment_that_python_does_not_know(moment: str) -> None:
+    known = bare_row(BOB)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO interaction_flows (user_id, session_id, checkpoint, created_at) VALUES (%s, %s, 'own', %s)",
+            [BOB, known.session_id, moment],
+        )
+    assert history.flows_of(BOB, FlowFilters()).rows == [known]
+    found = history.session(known.session_id)
+    assert found is not None
+    assert found.rows == [known]
+
+
 def test_it_leaves_internal_metadata_out_for_those_who_may_not_see_it() -> None:
     turn = StoredTurn(BOB)
     turn.add("block_check", turn.root, status="failed", message="Ask the help desk.", reason="case 4711")
