@@ -36,12 +36,15 @@ local function run_id() return string.match(redis.call('INFO', 'server'), 'run_i
 # KEYS: epoch, then streams. ARGV: run_id, candidate epoch, entries kept, seconds kept, number of users,
 # then per user: his stream's place in KEYS, his channel or '' when nobody watches him;
 # then per checkpoint: shard's place in KEYS (0: not for the hand-off log), user's number, document.
+# What is not for the hand-off log changes the epoch in the same step: a pre-roll may have had it from
+# PostgreSQL already, so it must never follow one.
 _APPEND = (
     _ENSURE_EPOCH
     + """
 local epoch = ensure_epoch(KEYS[1], ARGV[1], ARGV[2])
 local users = tonumber(ARGV[5])
 local first = 6 + users * 2
+if ARGV[first] == '0' then redis.call('HSET', KEYS[1], 'epoch', ARGV[2]) end
 for i = first, #ARGV, 3 do
   if ARGV[i] ~= '0' then redis.call('XADD', KEYS[tonumber(ARGV[i])], '*', 'd', ARGV[i + 2]) end
 end
@@ -257,7 +260,7 @@ def pack_append(
 ) -> list[bytes | str]:
     """The words of one EVALSHA that appends these checkpoints (anything with user_id, turn_id and
     document), in order; publishes those of monitored users. `hand_off=False`: only to the users'
-    streams, for what is in PostgreSQL already."""
+    streams, unpublished and with a new epoch, for what is in PostgreSQL already."""
     names: list[bytes | str] = [keys.EPOCH]
     places: dict[str, bytes] = {}
 
@@ -277,7 +280,7 @@ def pack_append(
             number = users[line.user_id] = b"%d" % (len(users) + 1)
             user_words += [
                 place(keys.user_stream(line.user_id)),
-                keys.user_channel(line.user_id) if is_monitored(line.user_id) else b"",
+                keys.user_channel(line.user_id) if hand_off and is_monitored(line.user_id) else b"",
             ]
         shard = place(keys.LOG_SHARDS[shard_of(line.turn_id)]) if hand_off else b"0"
         body += [shard, number, line.document]

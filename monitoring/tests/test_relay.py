@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from flows import keys, log
+from flows.checkpoints import Checkpoint
 from flows.persister import Persister
 from flows.redis import get_redis, sync_client
+from flows.store import store
 from flows.tracker import FlowTracker
 from monitoring.relay import counts, relay_here, status
 from monitoring.tests.watching import BOB, Page, Script, break_subscriptions, enable, in_stream, settle
@@ -291,6 +293,26 @@ async def test_it_resumes_exactly_when_the_log_reaches_just_back(
         await page.until_shown(first.flow_ids + second.flow_ids)
         await page.until_snapshots(2)
         assert page.snapshots == [True, True]
+
+
+async def test_it_shows_once_what_went_around_the_log_and_came_into_it_later(
+    live: FlowTracker, bob: Any, olga: Any, olga_token: str
+) -> None:
+    """Stored while Redis did not take it, so a pre-roll has it; then appended to the stream, by another process."""
+    await enable(olga)
+    first = await Script(live).run()
+    around = live.begin(user_id=BOB, session_id="s")
+    made = [Checkpoint(around, "auth_check", None, {})]
+    around.turn_id = made[0].flow_id
+    made.append(Checkpoint(around, "flow_end", made[0], {"outcome": "completed"}))
+    await in_database(store, [checkpoint.document for checkpoint in made])
+    expected = first + [checkpoint.flow_id for checkpoint in made]
+    async with Page(olga_token) as page:
+        await page.until_shown(expected)
+        await get_redis().execute_command(*log.pack_append(made, lambda user_id: True, hand_off=False))
+        last = await Script(live).run()
+        await page.until_shown(expected + last)
+        assert page.snapshots == [True, False]
 
 
 @pytest.mark.parametrize("moment", [0, 2, 5, 9, 10])
