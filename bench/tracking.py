@@ -37,6 +37,7 @@ STEPS = (
     "flow_end",
 )
 USER = "bench@example.com"
+SESSION_ID = "8a2a6d3e-0000-4000-8000-000000000001"
 
 
 class Reference:
@@ -49,7 +50,7 @@ class Reference:
 
     async def turn(self, number: int) -> None:
         user_id = f"{number}.{USER}"
-        session_id = str(uuid.uuid4())
+        session_id = SESSION_ID
         parent: str | None = None
         for step in STEPS:
             parent = await self._checkpoint(user_id, session_id, step, parent)
@@ -89,7 +90,7 @@ class Ours:
         self.made = 0
 
     async def turn(self, number: int) -> None:
-        turn = self.tracker.begin(user_id=f"{number}.{USER}", session_id=str(uuid.uuid4()))
+        turn = self.tracker.begin(user_id=f"{number}.{USER}", session_id=SESSION_ID)
         auth = turn.record("auth_check", None, status="passed", question="hello")
         block = turn.record("block_check", auth, status="passed")
         usage = turn.record("usage_check", block, status="passed")

@@ -77,6 +77,8 @@ def iso_time(moment_us: int) -> str:
 
 def clean_text(text: str) -> str:
     """The text with NUL and lone surrogates replaced by U+FFFD: PostgreSQL's jsonb takes neither."""
+    if text.isascii() and "\x00" not in text:
+        return text
     return _LONE_SURROGATE.sub("\ufffd", text.replace("\x00", "\ufffd"))
 
 

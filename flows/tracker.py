@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flows.checkpoints import Checkpoint, Envelope
+from flows.deadlines import Deadlines
 from flows.flusher import Flusher
 
 logger = logging.getLogger(__name__)
@@ -22,11 +23,6 @@ QUEUE_LIMIT = 100_000
 
 # The start of a step, and the name of what ends it.
 STEP_ENDS = {"llm_thinking": "llm_complete", "tool_call": "tool_result"}
-
-
-def _time_is_up(future: "asyncio.Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 class TurnTrack(Envelope):
@@ -149,9 +145,11 @@ class TurnTrack(Envelope):
         reached = self.settled + self.given_up
         waiting = []
         for target, future in self._waiters:
+            if future.done():
+                continue  # its time was up, or its caller went away
             if reached < target:
                 waiting.append((target, future))
-            elif not future.done():
+            else:
                 future.set_result(None)
         self._waiters = waiting
 
@@ -164,20 +162,13 @@ class TurnTrack(Envelope):
     async def acknowledged(self, timeout_s: float = 0.25) -> int:
         """Wait until all that was recorded so far is durable, at most `timeout_s`; returns how many
         checkpoints are durable then. Never raises but for the caller's own cancellation."""
-        target = self.recorded
+        target = len(self.checkpoints) + self.given_up
         if self.settled + self.given_up < target:
-            loop = asyncio.get_running_loop()
-            future: asyncio.Future[None] = loop.create_future()
-            waiter = (target, future)
-            self._waiters.append(waiter)
-            # a bare timer: asyncio.wait_for would cost more than all of the turn's recording
-            timer = loop.call_later(timeout_s, _time_is_up, future)
-            try:
-                await future
-            finally:
-                timer.cancel()
-                if waiter in self._waiters:
-                    self._waiters.remove(waiter)
+            deadlines = self.tracker.deadlines_here()
+            future: asyncio.Future[None] = deadlines.loop.create_future()
+            self._waiters.append((target, future))
+            deadlines.add(future, timeout_s)
+            await future
         return self.settled
 
 
@@ -199,6 +190,14 @@ class FlowTracker:
         """asked by the flusher for each user of a batch, in memory; wiring puts the watch list here"""
         self.given_up = 0
         self.late = 0
+        self._deadlines: Deadlines | None = None
+
+    def deadlines_here(self) -> Deadlines:
+        """The running loop's deadlines."""
+        loop = asyncio.get_running_loop()
+        if self._deadlines is None or self._deadlines.loop is not loop:
+            self._deadlines = Deadlines(loop)
+        return self._deadlines
 
     def begin(self, *, user_id: str, session_id: str, turn_id: str = "") -> TurnTrack:
         """A new turn of this user in this session. No I/O; its first `record` makes it real.
