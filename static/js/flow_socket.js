@@ -172,7 +172,9 @@ export class FlowSocket {
 
   // Parts are handed over whole: a fresh snapshot replaces what is shown in one step.
   _snapshot({ complete, cursor, more, checkpoints }) {
-    const whole = (this.#snapshot ??= { fresh: !complete || this.#anew || this.#cursor === null, checkpoints: [] });
+    // the log may be restarted while a snapshot is being sent: then a fresh one begins in its middle
+    if (this.#snapshot && this.#snapshot.complete !== complete) this.#snapshot = null;
+    const whole = (this.#snapshot ??= { complete, fresh: !complete || this.#anew || this.#cursor === null, checkpoints: [] });
     whole.checkpoints.push(...checkpoints);
     this.#frames += 1;
     if (more) return this.#ackPart(cursor);
