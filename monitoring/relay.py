@@ -373,10 +373,14 @@ class Relay:
                 if isinstance(answer, list) and len(answer) == 3:
                     self._hear(*answer)
         finally:
-            if asking is not None:
-                asking.cancel()
-            with suppress(*REDIS_AWAY):
-                await connection.disconnect(nowait=True)
+            try:
+                if asking is not None:
+                    asking.cancel()
+                    # never take the connection away from under a command that is being sent
+                    await asyncio.wait([asking])
+            finally:
+                with suppress(*REDIS_AWAY):
+                    await connection.disconnect(nowait=True)
 
     def _hear(self, kind: bytes, channel: bytes, data: Any) -> None:
         feed = self._by_channel.get(channel)
@@ -400,7 +404,8 @@ class Relay:
                 if asked - wanted:
                     await connection.send_command("UNSUBSCRIBE", *(asked - wanted), check_health=False)
                 asked = wanted
-                await self._wait_or_ping(connection)
+                if not was_cancelled():
+                    await self._wait_or_ping(connection)
         except REDIS_AWAY:
             # the reader sees it too, and begins again
             await connection.disconnect(nowait=True)

@@ -401,6 +401,37 @@ async def test_it_uses_one_subscription_for_all_and_ends_it_with_the_last(
             await asyncio.sleep(0.01)
 
 
+async def test_it_ends_in_peace_while_it_reads_and_unsubscribes(
+    live: FlowTracker, bob: Any, ada: Any, olga: Any, olga_token: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last watcher leaves some steps of the loop after the one before him, whatever they meet."""
+    await enable(olga)
+    await enable(olga, ada.user_id)
+
+    async def talk() -> None:
+        while True:
+            async with get_redis().pipeline(transaction=False) as pipe:
+                for _ in range(50):
+                    pipe.publish(keys.user_channel(BOB), b"nobody listens any more")
+                await pipe.execute()
+
+    talking = asyncio.create_task(talk())
+    for steps in range(40):
+        async with Page(olga_token) as one, Page(olga_token, user_id=ada.user_id) as two:
+            await one.until_snapshots(1)
+            await two.until_snapshots(1)
+            relay = relay_here()
+            (bobs,), (adas,) = (relay.feeds[user_id].watchers for user_id in (BOB, ada.user_id))
+            relay.leave(bobs)
+            for _ in range(steps % 4):
+                await asyncio.sleep(0)
+            relay.leave(adas)
+            await settle(lambda relay=relay: not relay._tasks)
+            await asyncio.sleep(0.01)
+    talking.cancel()
+    assert [record.getMessage() for record in caplog.records if "relay failed" in record.getMessage()] == []
+
+
 async def test_it_reads_a_long_gap_in_parts(live: FlowTracker, bob: Any, olga: Any, olga_token: str) -> None:
     """However much came since: all of it, in parts of 200."""
     await enable(olga)
