@@ -269,6 +269,17 @@ async def test_an_answer_comes_although_the_log_is_away(bob: Any, client_of: Any
     assert call.last.data["tracked"] == {"checkpoints": 6, "durable": 0}
 
 
+async def test_the_first_token_of_a_turn_is_counted_from_its_beginning(bob: Any, client_of: Any, tree_of: Any) -> None:
+    """What its user waited for, the tools included; each round has its own beside it."""
+    call = await client_of(bob).stream("How much is 12 * 12 ?")
+    tree = await tree_of(bob, call.turn_id)
+    ended = tree.facts("flow_end")
+    first, second = (each["metadata"] for each in tree.every("llm_complete"))
+    assert first["duration_ms"] + second["ttft_ms"] < ended["ttft_ms"] <= ended["duration_ms"]
+    silent = await client_of(bob).stream("script:error_500")
+    assert "ttft_ms" not in (await tree_of(bob, silent.turn_id)).facts("flow_end")
+
+
 @pytest.mark.parametrize("capture", ["full", "preview", "none"])
 async def test_capture_says_how_much_is_written_down(
     capture: str, bob: Any, client_of: Any, tree_of: Any, settings: Any
