@@ -126,7 +126,8 @@ class Story:
         if problem is not None:
             turn.record("error", self.failing or self.usage_check, code=problem.code, message=problem.message)
         outcome = "disconnected" if self.gone else "failed" if problem else "completed"
-        turn.end(outcome, duration_ms=self._ms())
+        first_token = {} if self.ttft_ms is None else {"ttft_ms": self.ttft_ms}
+        turn.end(outcome, duration_ms=self._ms(), **first_token)
         logger.info("turn %s after %.0f ms", outcome, self._ms(), extra={"turn_id": turn.turn_id})
         await asyncio.gather(self._settle(), turn.acknowledged(ACKNOWLEDGE_S))
         if problem is not None:
@@ -288,7 +289,9 @@ class Story:
             text = await tools.run(tool, call.tool, call.arguments)
             status = "ok"
         except tools.ToolProblem as problem:
-            text = error = str(problem)
+            # it may repeat what the model was told, so no more of it is kept than of a result
+            text = str(problem)
+            error = preview(text) or "The tool could not do that."
         except asyncio.CancelledError:
             status = error = "cancelled"
             raise

@@ -155,6 +155,26 @@ async def test_the_model_is_told_what_was_wrong_with_its_call(
     assert tree.parent_of(tree.one("tool_result")) == "tool_call"
 
 
+@pytest.mark.parametrize(
+    ("capture", "kept"), [("full", 300), ("preview", 200), ("none", len("The tool could not do that."))]
+)
+async def test_what_a_tool_complains_about_is_kept_as_configured(
+    capture: str, kept: int, bob: Any, client_of: Any, tree_of: Any, settings: Any, monkeypatch: Any
+) -> None:
+    """A complaint repeats what the model was told: with OMNI2_CAPTURE=none nothing of it is written down."""
+    settings.CAPTURE = capture
+    said = "hush " * 60
+
+    async def complains(arguments: dict[str, Any]) -> str:
+        raise tools.ToolProblem(said)
+
+    with_tool(monkeypatch, "clock", complains)
+    call = await client_of(bob).stream("script:clock")
+    assert "hush" in call.text, "the model is told all of it"
+    error = (await tree_of(bob, call.turn_id)).facts("tool_result")["error"]
+    assert (len(error), "hush" in error) == (kept, capture != "none")
+
+
 def with_tool(monkeypatch: Any, name: str, work: Any) -> None:
     monkeypatch.setattr(tools, "TOOLS", {**tools.TOOLS, name: replace(tools.TOOLS[name], call=work)})
 
