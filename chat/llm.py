@@ -412,7 +412,8 @@ def _for_operators(problem: BaseException) -> str:
     if isinstance(problem, exceptions.ModelHTTPError):
         kind = problem.provider_error_type or problem.provider_error_code or ""
         return f"HTTP {problem.status_code} {kind}".rstrip()
-    return f"{type(problem).__name__}: {problem}"[:200]
+    first_line, _, _ = str(problem).partition("\n")
+    return f"{type(problem).__name__}: {first_line}"[:200]
 
 
 def _code_of(problem: BaseException) -> str:

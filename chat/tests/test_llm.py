@@ -158,6 +158,13 @@ def test_every_failure_has_a_code(problem: Exception, code: str) -> None:
     assert failure.message == llm.WORDS[code]
 
 
+def test_no_answer_of_a_model_is_written_into_the_log() -> None:
+    odd = llm._in_our_words(exceptions.UnexpectedModelBehavior("no such shape", '{"said": "what Bob told it"}'))
+    assert str(odd) == "llm_failed: UnexpectedModelBehavior: no such shape, body:"
+    refused = llm._in_our_words(exceptions.ModelHTTPError(400, "m", {"message": "what Bob told it"}))
+    assert str(refused) == "llm_failed: HTTP 400"
+
+
 def response(model: str, provider: str, url: str) -> ModelResponse:
     return ModelResponse(
         parts=[TextPart("x")],
