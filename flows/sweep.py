@@ -8,7 +8,9 @@ watchers see it; should the process come back, one flow_end per turn is a unique
 import logging
 import time
 from collections.abc import Callable, Iterable
+from hashlib import sha256
 from typing import Any
+from uuid import UUID
 
 import redis
 from django.conf import settings
@@ -30,6 +32,10 @@ PATIENCE_S = 30
 
 HANG_S = 3.0
 
+LATER_S = 2.0
+"""How long after its process' end a turn is swept at the earliest: what the process appended last is
+then older than what `_drained` lets pass."""
+
 RECOVERY_S = 20.0
 """No judgement this soon after the sweep's own start or PostgreSQL's: processes must get the time
 to renew a heartbeat they could not write."""
@@ -47,7 +53,8 @@ _LEFT_OPEN = """
 SELECT t.turn_id, t.user_id, t.session_id, t.started_at, greatest(p.seen_at, t.started_at) AS seen_at
 FROM turns t LEFT JOIN serving_processes p USING (process_id)
 WHERE t.outcome IS NULL
-  AND (p.ended_at < %(before)s OR (p.process_id IS NULL AND t.started_at < clock_timestamp() - interval '2 minutes'))
+  AND (p.ended_at < %(before)s - make_interval(secs => %(later_s)s)
+       OR (p.process_id IS NULL AND t.started_at < clock_timestamp() - interval '2 minutes'))
   AND EXISTS (SELECT FROM interaction_flows f WHERE f.flow_id = t.turn_id)
 LIMIT 500
 """
@@ -116,8 +123,8 @@ class Sweep:
 
     def _drained(self) -> bool:
         """Whether all that is left in the hand-off log is younger than a second (the persister
-        deletes what it stored). A process is swept at the earliest one round, three seconds, after
-        it was claimed: what it appended is then in PostgreSQL."""
+        deletes what it stored). A process is swept LATER_S after its end at the earliest: what it
+        appended is then in PostgreSQL."""
         if self._redis is None:
             return True
         pipeline = self._redis.pipeline(transaction=False)
@@ -133,7 +140,7 @@ class Sweep:
     @staticmethod
     def _left_open(before: Any) -> list[tuple[Any, ...]]:
         with connection.cursor() as cursor:
-            cursor.execute(_LEFT_OPEN, {"before": before})
+            cursor.execute(_LEFT_OPEN, {"before": before, "later_s": LATER_S})
             rows: list[tuple[Any, ...]] = cursor.fetchall()
             return rows
 
@@ -151,7 +158,9 @@ class Sweep:
         track = TurnTrack(self._tracker, user_id, session_id)
         track.turn_id = turn_id
         metadata = {"outcome": "abandoned", "duration_ms": round(duration_ms, 3), "reason": "process_died"}
-        return Checkpoint(track, "flow_end", Checkpoint.known(track, turn_id), metadata)
+        made = Checkpoint(track, "flow_end", Checkpoint.known(track, turn_id), metadata)
+        made.take_id(_id_of_the_end(turn_id))
+        return made
 
     def _append(self, checkpoints: Iterable[Checkpoint]) -> None:
         lines = list(checkpoints)
@@ -164,3 +173,13 @@ class Sweep:
         except NoScriptError:
             self._redis.script_load(log.APPEND.source)
             self._redis.execute_command(*words)  # type: ignore[no-untyped-call]
+
+
+def _id_of_the_end(turn_id: str) -> str:
+    """The flow_id of a turn's abandoned end: always the same, a UUIDv7 of the turn's own time.
+
+    Each persister sweeps. Should two of them end a turn at once, every reader takes the second entry
+    for what it is, a repetition."""
+    turn = UUID(turn_id)
+    digest = int.from_bytes(sha256(b"abandoned " + turn.bytes).digest()[:8], "big")
+    return str(UUID(int=turn.int >> 64 << 64 | 0b10 << 62 | digest >> 2))

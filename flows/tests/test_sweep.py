@@ -8,7 +8,7 @@ import pytest
 import redis
 from django.db.models.functions import Now
 
-from flows import heartbeat, keys, sweep
+from flows import heartbeat, keys, log, sweep
 from flows.models import InteractionFlow, ServingProcess, Turn
 from flows.persister import Persister
 from flows.redis import sync_client
@@ -27,6 +27,7 @@ __all__ = ["_quick"]
 def _no_recovery(monkeypatch: pytest.MonkeyPatch) -> None:
     # the test's PostgreSQL has just started, and would not be trusted yet
     monkeypatch.setattr(sweep, "RECOVERY_S", 0)
+    monkeypatch.setattr(sweep, "LATER_S", 0)
 
 
 class Settled:
@@ -114,6 +115,38 @@ def test_it_waits_until_the_log_is_drained() -> None:
     client.delete(keys.log_shard(3))
     assert made.once() == 1
     client.close()
+
+
+def test_it_waits_for_the_last_words_of_a_process_that_ended_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its flow_end is in the log and not in PostgreSQL yet, and the log looks drained."""
+    monkeypatch.setattr(sweep, "LATER_S", 2.0)
+    turn = running_turn(process(ended=True))
+    client = sync_client()
+    last = document(3, turn=turn, parent=1, checkpoint="flow_end", metadata={"outcome": "completed"})
+    client.xadd(keys.log_shard(log.shard_of(turn)), {"d": last})
+    made, settled = swept()
+    assert (made.abandoned, settled.calls) == (0, [])
+    assert client.xlen(keys.user_stream("bob@example.com")) == 0
+    assert Turn.objects.get().outcome == "completed"
+    client.close()
+
+
+def test_two_sweeps_at_once_end_a_turn_once_for_everybody() -> None:
+    """Each persister has one. The second entry repeats the first one's id, so every reader drops it."""
+    turn = running_turn(process(silent_s=40))
+    sweeps = [Sweep(is_monitored=lambda user_id: True, on_abandoned=Settled()) for _ in range(2)]
+    sweeps[0].once()  # claims
+    assert [each.once() for each in sweeps] == [1, 1]
+    client = sync_client()
+    entries = client.xrange(keys.user_stream("bob@example.com"))
+    ids = [json.loads(fields[b"d"])["flow_id"] for _, fields in entries]
+    assert len(ids) == 2
+    assert len(set(ids)) == 1
+    assert uuid.UUID(ids[0]).version == 7
+    assert ids[0] != turn
+    client.close()
+    swept()
+    assert str(InteractionFlow.objects.get(checkpoint="flow_end").flow_id) == ids[0]
 
 
 def test_it_tells_the_watchers() -> None:
