@@ -25,7 +25,7 @@ from omni2.database import in_database
 
 TURNS_A_ROUND = 60
 IN_FLIGHT = 50
-ROUNDS = 7
+ROUNDS = 11
 STEPS = (
     "auth_check",
     "block_check",

@@ -112,9 +112,11 @@ class TurnTrack(Envelope):
             self._forget()
             return None
         root = self.checkpoints[0]
-        for start in reversed(list(self._open)):
+        # the innermost first
+        for start in tuple(self._open)[::-1]:
             self.record(STEP_ENDS[start.checkpoint], start, status="cancelled", duration_ms=self._since(start))
-        flow_end = self.record("flow_end", root, outcome=outcome, **{"duration_ms": self._since(root), **metadata})
+        metadata.setdefault("duration_ms", self._since(root))
+        flow_end = self.record("flow_end", root, outcome=outcome, **metadata)
         self._forget()
         return flow_end
 
