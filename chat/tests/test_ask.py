@@ -240,8 +240,9 @@ async def test_no_connection_is_held_while_answers_stream(bob: Any, client_of: A
     assert connections_in_use() == before
 
 
-async def test_nothing_waits_for_tracking_but_what_must(bob: Any, client_of: Any, monkeypatch: Any) -> None:
-    """One acknowledgement before the first token and one at the end; none between tokens."""
+@pytest.fixture
+def waited(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many checkpoints were recorded, at each wait for their acknowledgement."""
     from flows.tracker import TurnTrack
 
     waited: list[int] = []
@@ -253,8 +254,25 @@ async def test_nothing_waits_for_tracking_but_what_must(bob: Any, client_of: Any
         return await real(self, timeout_s)
 
     monkeypatch.setattr(TurnTrack, "acknowledged", acknowledged)
+    return waited
+
+
+async def test_nothing_waits_for_tracking_but_what_must(bob: Any, client_of: Any, waited: list[int]) -> None:
+    """One acknowledgement before the first token and one at the end; none between tokens."""
     await client_of(bob).stream("one two three four five six")
     assert waited == [4, 6]
+
+
+async def test_an_error_and_a_refusal_wait_for_the_whole_of_their_turn(
+    bob: Any, client_of: Any, tree_of: Any, limits: Any, waited: list[int]
+) -> None:
+    failed = await client_of(bob).stream("script:error_500")
+    assert failed.last.name == "error"
+    assert waited == [len((await tree_of(bob, failed.turn_id)).all)] == [7]
+    waited.clear()
+    limits(requests_per_day=0)
+    refused = await client_of(bob).stream("Hello")
+    assert waited == [len((await tree_of(bob, refused.json["turn_id"])).all)] == [4]
 
 
 async def test_an_answer_comes_although_the_log_is_away(bob: Any, client_of: Any, monkeypatch: Any) -> None:
