@@ -231,8 +231,6 @@ def test_the_ask_routes_refuse_bad_bodies(omni2: Running, token: str, path: str)
             fields = {"message": '"hello"', field: value}
             text = ", ".join(f'"{name}": {each}' for name, each in fields.items())
             status, found = posted(omni2, token, path, f"{{{text}}}".encode())
-            if (field, value) == ("message", '"\\u0000"'):
-                continue  # text is cleaned, not refused
             assert status == 400, (field, value[:40])
             assert field in found or found.get("code"), (field, value[:40], found)
 
