@@ -11,6 +11,8 @@ from django.core.management import call_command
 from django.test import Client
 from django.urls import get_resolver
 
+from chat.endpoint import STATUS_OF
+from omni2.env import BASE_DIR
 from tests.chromium import chromium, required
 from tests.openapi import ASGI_PATHS, addresses, schema
 from tests.running import running
@@ -54,6 +56,25 @@ def test_it_describes_the_streaming_answer() -> None:
         assert f"`{event}`" in answers["200"]["description"]
     assert {"400", "401", "403", "404", "413", "429", "503"} <= set(answers)
     assert "Retry-After" in answers["429"]["headers"]
+
+
+def test_every_code_of_an_answer_is_explained() -> None:
+    """Every code that the chat's sources know is in docs/api.md; those that end a turn beside their status."""
+    said = (BASE_DIR / "docs" / "api.md").read_text()
+    table = said.partition("| `code` | status | |")[2].partition("\n\n")[0]
+    statuses = {
+        code: int(row.split("|")[2])
+        for row in table.splitlines()
+        if row.startswith("| `")
+        for code in re.findall(r"`(\w+)`", row.split("|")[1])
+    }
+    assert STATUS_OF.items() <= statuses.items()
+    assert {code for code, status in statuses.items() if status != STATUS_OF.get(code, 502)} == set()
+    sources = "".join(file.read_text() for file in (BASE_DIR / "chat").glob("*.py"))
+    codes = set(re.findall(r"""Refused\.because\(\s*\d+,\s*"(\w+)"|Failed\("(\w+)",|failed\("(\w+)",""", sources))
+    known = {code for found in codes for code in found if code}
+    assert {"user_blocked", "too_many_refusals", "tool_failed", "llm_timeout"} <= known
+    assert known - set(re.findall(r"`(\w+)`", said)) == set()
 
 
 def test_every_reference_leads_somewhere() -> None:
