@@ -7,10 +7,10 @@ PIP = PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 $(PYTHON) -m pip --disable-pip-version
 ARGS =
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench demo lock clean
+.PHONY: help run test check bench demo screenshots lock clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 run: .venv/installed ## start Omni2 on http://127.0.0.1:8090/ (Ctrl-C stops it)
 	@exec $(PYTHON) manage.py up --stop-with-parent
@@ -33,6 +33,9 @@ bench: .venv/installed-dev ## measure what tracking costs, beside the plain way 
 
 demo: .venv/installed ## send demonstration traffic through a running Omni2 (scripted model, labelled as such)
 	@exec $(PYTHON) manage.py demo
+
+screenshots: .venv/installed-dev ## take the pictures of the documentation anew (needs Chromium)
+	@exec $(PYTHON) -m docs.take_pictures
 
 lock: .venv/installed-dev ## compile requirements*.in into requirements*.txt
 	@$(PIP) install --quiet uv
