@@ -22,6 +22,7 @@ LABEL = "(scripted)"
 HANG_S = 3600.0
 SLOW_S = 0.15
 DEMO_PAUSE_S = 0.04
+DEMO_THINK_S = 0.4
 
 Chunk = dict[str, Any]
 
@@ -356,10 +357,11 @@ async def odd_text(seen: Seen) -> AsyncIterator[Chunk | bytes]:
 
 @script("demo")
 async def demo(seen: Seen) -> AsyncIterator[Chunk | bytes]:
-    """What the question asks for, else some sentences at the pace of a reader."""
+    """What the question asks for, else some sentences; so slowly that one can watch it happen."""
     name = _asked_for(seen)
-    chunks = SCRIPTS[name](seen) if name else speak(seen, _sentences(seen.question), pause_s=DEMO_PAUSE_S)
-    async for chunk in chunks:
+    await asyncio.sleep(DEMO_THINK_S)
+    async for chunk in SCRIPTS[name](seen) if name else speak(seen, _sentences(seen.question)):
+        await asyncio.sleep(DEMO_PAUSE_S)
         yield chunk
 
 
