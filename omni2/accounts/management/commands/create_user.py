@@ -36,7 +36,10 @@ class Command(BaseCommand):
             user.groups.set(groups)
         self.stdout.write(self.style.SUCCESS(f"Made {user.user_id}."))
         if not user.has_usable_password():
-            self.stdout.write(f"He has no password. A token: manage.py create_token {user.user_id}")
+            self.stdout.write(
+                f"He has no password yet. To sign in to pages: manage.py changepassword {user.user_id}\n"
+                f"A token for programs: manage.py create_token {user.user_id}"
+            )
 
 
 def _group(name: str) -> Group:
