@@ -217,6 +217,16 @@ def test_a_session_says_each_step_without_a_script(olga: Any, bob: Any) -> None:
     assert plain.index("Signed in") < plain.index("Model failed") < plain.index("Failed</b>")
 
 
+def test_a_checkpoint_nobody_knows_is_shown_under_its_own_name(olga: Any, bob: Any) -> None:
+    turn = turn_of(bob)
+    root = InteractionFlow.objects.get(pk=turn.turn_id)
+    row_of(turn, "sentiment_scan", root, turn.started_at + timedelta(milliseconds=5), {"mood": "good"})
+    html = page(signed_in(olga), f"/flows/{turn.session_id}/")
+    assert 'data-checkpoint="sentiment_scan"' in html
+    assert "<b>sentiment_scan</b>" in html
+    assert "mood good" in html
+
+
 # --- live ---------------------------------------------------------------------------------------------
 
 
