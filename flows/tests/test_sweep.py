@@ -3,6 +3,7 @@
 import json
 import uuid
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import redis
@@ -168,6 +169,35 @@ def test_it_does_not_judge_right_after_postgresql_started(monkeypatch: pytest.Mo
     running_turn(process(silent_s=40))
     swept()
     assert Turn.objects.get().outcome is None
+
+
+def test_it_does_not_judge_right_after_it_stood_still_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its own start, after a pause of its own, and after a PostgreSQL that hung: the others may have
+    stood still as well, and need the time to renew their heartbeats."""
+    clock = [1000.0]
+    monkeypatch.setattr(sweep, "RECOVERY_S", 20.0)
+    started_long_ago = sweep._CLAIM.replace("pg_postmaster_start_time()", "'-infinity'::timestamptz")
+    monkeypatch.setattr(sweep, "_CLAIM", started_long_ago)
+    monkeypatch.setattr(sweep, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    made = Sweep(is_monitored=lambda user_id: False, on_abandoned=Settled())
+
+    def judged(after_s: float) -> bool:
+        """Whether it declares a silent process dead when it is called so much later."""
+        silent = process(silent_s=40)
+        clock[0] += after_s
+        made()
+        died = ServingProcess.objects.exclude(ended_at=None).filter(pk=silent).exists()
+        ServingProcess.objects.all().delete()
+        return died
+
+    assert [judged(0), judged(19), judged(2), judged(1), judged(3)] == [False, False, True, False, True]
+    assert [judged(60), judged(10), judged(11)] == [False, False, True], "it slept for a minute"
+
+    def hangs() -> None:
+        clock[0] += 4
+
+    monkeypatch.setattr(made, "_postgres_now", hangs)
+    assert judged(3) is False
 
 
 async def test_a_process_that_was_declared_dead_ends_its_turns_and_begins_anew(tracker: FlowTracker) -> None:
