@@ -336,6 +336,9 @@ class Story:
         except OSError:
             # how an ASGI server may say that nobody is there any more
             self.leave()
+        except Exception:  # the door at the end of the stream: without it the turn would never be closed
+            logger.exception("an answer could not be sent", extra={"turn_id": self.turn.turn_id})
+            self.leave()
 
     def _summary(self) -> dict[str, Any]:
         turn = self.turn

@@ -39,6 +39,7 @@ class Call:
     """how many messages the application sent"""
     broken_after: int | None = None
     """after so many messages `send` raises, as a server may do when nobody is there any more"""
+    breaks_with: type[Exception] = ConnectionResetError
     task: "asyncio.Task[None] | None" = None
     on_send: Callable[["Call", dict[str, Any]], None] | None = None
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -71,7 +72,7 @@ class Call:
 
     async def _send(self, message: dict[str, Any]) -> None:
         if self.broken_after is not None and self.sends >= self.broken_after:
-            raise ConnectionResetError
+            raise self.breaks_with
         self.sends += 1
         if message["type"] == "http.response.start":
             assert self.status is None, "the answer was begun twice"

@@ -141,12 +141,15 @@ async def test_no_comment_is_sent_while_tokens_come(bob: Any, client_of: Any, mo
     assert b"\n\n: " not in call.content
 
 
+@pytest.mark.parametrize("breaks_with", [ConnectionResetError, RuntimeError])
 @pytest.mark.parametrize("broken_after", [0, 1, 2, 4])
 async def test_a_server_that_says_so_by_an_exception_is_understood(
-    broken_after: int, bob: Any, client_of: Any, llm: Any
+    broken_after: int, breaks_with: type[Exception], bob: Any, client_of: Any, tree_of: Any, llm: Any
 ) -> None:
-    call = await client_of(bob).call("script:slow", broken_after=broken_after).start().over()
+    call = await client_of(bob).call("script:slow", broken_after=broken_after, breaks_with=breaks_with).start().over()
     assert call.sends == broken_after
+    turn_id = await in_database(lambda: str(TurnUsage.objects.get().turn_id))
+    (await tree_of(bob, turn_id)).assert_complete("disconnected")
     await asyncio.to_thread(llm.wait_until, lambda: all(seen.aborted for seen in llm.requests))
     ended = await in_database(lambda: list(TurnUsage.objects.values_list("ended_at", flat=True)))
     assert len(ended) == 1
