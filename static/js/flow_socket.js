@@ -28,6 +28,7 @@ export class FlowSocket {
   #socket = null;
   #cursor = null;
   #offset = null;
+  #pinged = false;
   #attempt = 0;
   #frames = 0; // received and not acknowledged
   #ackedAt = 0;
@@ -66,6 +67,11 @@ export class FlowSocket {
   // seen: it still holds the quickest way from there to here, so delays are a little too small.
   get offset() {
     return this.#offset ?? 0;
+  }
+
+  // The first greeting waits while the page is being built; from the first ping on the clock is right.
+  get knowsClock() {
+    return this.#pinged;
   }
 
   // Lets go of the server while nothing is drawn for long; release() reads on from there.
@@ -146,6 +152,7 @@ export class FlowSocket {
   #receive(message) {
     this.#watch();
     if (message.server_time) this.#setClock(message.server_time);
+    if (message.type === "ping") this.#pinged = true;
     if (message.live) this.page.live(message.live);
     this[`_${message.type}`]?.(message);
   }

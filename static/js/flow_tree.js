@@ -157,7 +157,7 @@ class Turn {
       this.tokens += (data.input_tokens ?? 0) + (data.output_tokens ?? 0);
       this.cost += Number(data.cost_usd ?? 0);
     }
-    if (checkpoint === "error") this.problem = data.message ?? data.code ?? null;
+    if (checkpoint === "error") this.problem = describe({ start: { checkpoint, metadata: data }, end: null }).label;
     if (data.status === "failed") this.problem = describe({ start: { checkpoint, metadata: data }, end: null }).label;
     if (checkpoint === "flow_end") this.#finish({ checkpoint, metadata: data, at });
   }
@@ -180,7 +180,7 @@ class Turn {
     if (!this.ended) return `running · ${duration(this.took)}`;
     const outcome = OUTCOMES[this.outcome]?.label ?? "Ended";
     if (this.outcome === "refused") return `refused${this.problem ? " · " + lower(this.problem) : ""}`;
-    if (this.outcome === "failed") return `failed after ${duration(this.took)}${this.problem ? " · " + short(this.problem, 60) : ""}`;
+    if (this.outcome === "failed") return `${this.problem ? lower(this.problem) : "failed"} · ${duration(this.took)}`;
     if (this.outcome === "disconnected") return `left after ${duration(this.took)}`;
     if (this.outcome !== "completed") return `${lower(outcome)} after ${duration(this.took)}`;
     return [duration(this.took), this.tools ? plural(this.tools, "tool") : "", this.tokens ? `${count(this.tokens)} tok` : "",

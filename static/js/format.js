@@ -71,7 +71,7 @@ export function ago(ms, now = Date.now()) {
 }
 
 export function initials(name) {
-  const words = name.split("@")[0].split(/[\s._-]+/).filter(Boolean);
+  const words = name.split("@")[0].split(/[\s._-]+/).filter((word) => /^[\p{L}\p{N}]/u.test(word));
   const letters = words.length > 1 ? [words[0], words[words.length - 1]] : words;
   return letters.map((word) => [...word][0]).join("").toUpperCase() || "?";
 }

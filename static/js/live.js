@@ -149,11 +149,11 @@ class Panel {
   draw() {
     if (paused) return;
     this.tree.flush();
-    const now = Date.now(), offset = this.socket?.offset ?? 0;
+    const now = Date.now();
     for (const one of this.live) {
       const at = instant(one.created_at);
       this.seen = Math.max(this.seen ?? 0, at);
-      if (!document.hidden) remember(this.delays, now, now - offset - at);
+      if (!document.hidden) remember(this.delays, now, now - at);
     }
     this.live = [];
     this.show();
@@ -172,7 +172,7 @@ class Panel {
     this.#showNote(other);
     this.timer.hidden = !monitored || this.active === false;
     if (monitored) this.timeLeft.textContent = remaining(monitored.until - Date.now());
-    const half = percentile(recent(this.delays), 0.5);
+    const half = delayOf(recent(this.delays), 0.5);
     this.speed.hidden = half === null;
     if (half !== null) this.speed.textContent = duration(half);
     this.#showEmpty();
@@ -243,9 +243,10 @@ async function loadTurn(session, turnId) {
 }
 
 // --- delays ----------------------------------------------------------------------------------------
+// Kept by this machine's clock; the server's comes off when they are shown, as soon as it is known.
 
 function remember(list, now, ms) {
-  const entry = [now, Math.max(0, ms)];
+  const entry = [now, ms];
   for (const kept of [list, delays]) {
     kept.push(entry);
     if (kept.length > 4000) kept.splice(0, 2000);
@@ -258,12 +259,17 @@ function recent(list) {
   return list.map(([, ms]) => ms).sort((a, b) => a - b);
 }
 
-const percentile = (sorted, part) => (sorted.length ? sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * part))] : null);
+// The delay that this part of them stay under, or null while there is none, or no clock to tell it by.
+function delayOf(sorted, part) {
+  const clocks = [...panels.values()].filter((panel) => panel.socket?.knowsClock).map((panel) => panel.socket.offset);
+  if (!sorted.length || !clocks.length) return null;
+  return Math.max(1, sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * part))] - Math.min(...clocks));
+}
 
 function showDelay() {
-  const sorted = recent(delays), pill = place("delay");
-  pill.hidden = sorted.length === 0;
-  if (sorted.length) pill.textContent = `checkpoint to screen: ${duration(percentile(sorted, 0.5))}, 95 % under ${duration(percentile(sorted, 0.95))}`;
+  const sorted = recent(delays), pill = place("delay"), half = delayOf(sorted, 0.5);
+  pill.hidden = half === null;
+  if (half !== null) pill.textContent = `checkpoint to screen: ${duration(half)}, 95 % under ${duration(delayOf(sorted, 0.95))}`;
 }
 
 // --- who is monitored ------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ const WORDS = {
     const { outcome, stopped_by: by, duration_ms: took } = metadata;
     const label = outcome === "stopped" && isText(by) ? `Stopped by ${short(by, 60)}` : OUTCOMES[outcome]?.label ?? "Ended";
     const facts = { refused: "no model was called", abandoned: "the process serving it went away", disconnected: "the client went away" }[outcome];
-    return { label, facts: join(facts ?? "", took != null ? `after ${duration(took)}` : "") };
+    return { label, facts: join(facts ?? "", took != null && outcome !== "refused" ? `after ${duration(took)}` : "") };
   },
   other({ checkpoint, metadata }) {
     const facts = Object.entries(metadata ?? {}).filter(([, value]) => ["string", "number", "boolean"].includes(typeof value));
