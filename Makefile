@@ -3,7 +3,7 @@
 PYTHON = .venv/bin/python
 # nothing in the user's pip settings may lead the packages elsewhere than into .venv
 PIP = PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 $(PYTHON) -m pip --disable-pip-version-check --no-input
-# more words for pytest: make test ARGS="chat -k usage"
+# more words for pytest and the demonstration: make test ARGS="chat -k usage", make demo ARGS="--minutes 1"
 ARGS =
 
 .DEFAULT_GOAL := help
@@ -32,7 +32,7 @@ bench: .venv/installed-dev ## measure what tracking costs, beside the plain way 
 	@exec $(PYTHON) -m bench
 
 demo: .venv/installed ## send demonstration traffic through a running Omni2 (scripted model, labelled as such)
-	@exec $(PYTHON) manage.py demo
+	@exec $(PYTHON) manage.py demo $(ARGS)
 
 screenshots: .venv/installed-dev ## take the pictures of the documentation anew (needs Chromium)
 	@exec $(PYTHON) -m docs.take_pictures
