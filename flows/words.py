@@ -72,6 +72,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "too_many_rounds": "too many rounds of tools",
         "too_many_tool_calls": "too many tools at once",
         "internal_error": "something went wrong",
+        "server_stopping": "the server was restarted",
     }
 )
 

@@ -50,6 +50,7 @@ export const REASONS = {
   too_many_rounds: "too many rounds of tools",
   too_many_tool_calls: "too many tools at once",
   internal_error: "something went wrong",
+  server_stopping: "the server was restarted",
 };
 export const reason = (code) => REASONS[code] ?? short(code).replaceAll("_", " ");
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
+from chat.endpoint import STATUS_OF
 from flows import words
 from flows.checkpoints import uuid7
 from omni2.env import BASE_DIR
@@ -166,7 +167,7 @@ def test_every_reason_the_chat_gives_has_words() -> None:
     }
     codes -= {"llm_thinking", "llm_complete"}
     assert codes
-    assert codes <= set(words.REASONS)
+    assert codes | STATUS_OF.keys() <= set(words.REASONS)
 
 
 def test_numbers_read_the_same_on_both_sides(page: Page) -> None:
