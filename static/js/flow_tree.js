@@ -554,7 +554,8 @@ export class FlowTree {
     if (this.order !== "newest" || !this.follow) return;
     const over = [...this.current.children].map((article) => article.turn).filter((turn) => turn.ended && !turn.byHand && !turn.isRead);
     if (over.length === 0) return;
-    const height = this.current.offsetHeight;
+    // what is drawn, not what an earlier fold kept free: room that nobody used is given back now
+    const height = this.#heightOfNow();
     for (const turn of over) {
       turn.open = false;
       insertByTime(this.earlier, turn.article, -1);
