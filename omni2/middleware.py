@@ -18,21 +18,24 @@ CONTENT_SECURITY_POLICY = (
 
 @sync_and_async_middleware
 def security_headers(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], Any]:
-    """Adds the Content-Security-Policy to every answer that has none."""
+    """Adds the Content-Security-Policy to every answer that has none, and lets nobody between keep
+    what the API answered: it is one person's, or about one."""
 
-    def add(response: HttpResponse) -> HttpResponse:
+    def add(request: HttpRequest, response: HttpResponse) -> HttpResponse:
         response.headers.setdefault("Content-Security-Policy", CONTENT_SECURITY_POLICY)
+        if request.path.startswith("/api/v1/"):
+            response.headers.setdefault("Cache-Control", "no-store")
         return response
 
     if iscoroutinefunction(get_response):
 
         async def middleware_async(request: HttpRequest) -> HttpResponse:
-            return add(await get_response(request))
+            return add(request, await get_response(request))
 
         return middleware_async
 
     def middleware(request: HttpRequest) -> HttpResponse:
-        return add(get_response(request))
+        return add(request, get_response(request))
 
     return middleware
 
