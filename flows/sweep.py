@@ -33,8 +33,11 @@ PATIENCE_S = 30
 HANG_S = 3.0
 
 LATER_S = 2.0
-"""How long after its process' end a turn is swept at the earliest: what the process appended last is
-then older than what `_drained` lets pass."""
+"""How long after its process' end a turn is swept at the earliest: what the process sent last is in
+the log by then."""
+
+LOOK_ENTRIES = 2000
+"""How much of a shard is read to see whether something of a turn is still in it."""
 
 RECOVERY_S = 20.0
 """No judgement this soon after the sweep's own start or PostgreSQL's: processes must get the time
@@ -101,9 +104,7 @@ class Sweep:
         claimed = self._claim()
         if claimed:
             logger.warning("%d web processes are dead", claimed)
-        if not self._drained():
-            return 0
-        turns = self._left_open(before)
+        turns = self._nowhere_on_the_way(before)
         for turn in turns:
             self._abandon(*turn)
         return len(turns)
@@ -121,21 +122,30 @@ class Sweep:
             cursor.execute(_CLAIM, [PATIENCE_S, RECOVERY_S])
             return len(cursor.fetchall())
 
-    def _drained(self) -> bool:
-        """Whether all that is left in the hand-off log is younger than a second (the persister
-        deletes what it stored). A process is swept LATER_S after its end at the earliest: what it
-        appended is then in PostgreSQL."""
-        if self._redis is None:
-            return True
+    def _nowhere_on_the_way(self, before: Any) -> list[tuple[Any, ...]]:
+        """The open turns of dead processes of which nothing is left in the hand-off log (the
+        persister deletes what it stored).
+
+        A turn is swept LATER_S after its process' end at the earliest, so nothing is appended any
+        more. The log is read before the turns are asked for again: what leaves it in between is in
+        PostgreSQL by then, its flow_end too."""
+        left_open = self._left_open(before)
+        if self._redis is None or not left_open:
+            return left_open
+        shards = sorted({log.shard_of(str(turn[0])) for turn in left_open})
         pipeline = self._redis.pipeline(transaction=False)
-        pipeline.time()
-        for name in keys.LOG_SHARDS:
-            pipeline.xrange(name, count=1)
-        answers: list[Any] = pipeline.execute()
-        seconds, microseconds = answers[0]
-        now_ms = seconds * 1000 + microseconds // 1000
-        oldest = [int(entries[0][0].partition(b"-")[0]) for entries in answers[1:] if entries]
-        return all(entry_ms > now_ms - 1000 for entry_ms in oldest)
+        for shard in shards:
+            pipeline.xrange(keys.log_shard(shard), count=LOOK_ENTRIES)
+        on_the_way: dict[int, Any] = dict(zip(shards, pipeline.execute(), strict=True))
+
+        def waits(turn_id: str) -> bool:
+            entries = on_the_way.get(log.shard_of(turn_id))
+            # a shard that was not read, or not to its end, may hold anything
+            if entries is None or len(entries) >= LOOK_ENTRIES:
+                return True
+            return any(turn_id.encode() in fields.get(b"d", b"") for _, fields in entries)
+
+        return [turn for turn in self._left_open(before) if not waits(str(turn[0]))]
 
     @staticmethod
     def _left_open(before: Any) -> list[tuple[Any, ...]]:

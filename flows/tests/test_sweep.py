@@ -105,16 +105,39 @@ def test_it_ends_a_turn_once_even_if_it_looks_again() -> None:
     assert len(settled.calls) == 1
 
 
-def test_it_waits_until_the_log_is_drained() -> None:
-    running_turn(process(silent_s=40))
+def test_it_waits_while_something_of_the_turn_is_in_the_log() -> None:
+    turn = running_turn(process(silent_s=40))
+    shard = keys.log_shard(log.shard_of(turn))
     client = sync_client()
-    old_ms = client.time()[0] * 1000 - 5000
-    client.xadd(keys.log_shard(3), {"d": b"{}"}, id=f"{old_ms}-0")
-    settled = Settled()
-    made = Sweep(is_monitored=lambda user_id: False, on_abandoned=settled)
+    client.xadd(shard, {"d": document(3, turn=turn, parent=1)})
+    made = Sweep(is_monitored=lambda user_id: False, on_abandoned=Settled())
     assert [made.once(), made.once()] == [0, 0]
-    client.delete(keys.log_shard(3))
+    client.delete(shard)
     assert made.once() == 1
+    client.close()
+
+
+def test_it_waits_while_the_turns_shard_is_too_full_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "LOOK_ENTRIES", 2)
+    turn = running_turn(process(silent_s=40))
+    shard = keys.log_shard(log.shard_of(turn))
+    client = sync_client()
+    for _ in range(2):
+        client.xadd(shard, {"d": b"{}"})
+    made = Sweep(is_monitored=lambda user_id: False, on_abandoned=Settled())
+    assert [made.once(), made.once()] == [0, 0]
+    client.delete(shard)
+    assert made.once() == 1
+    client.close()
+
+
+def test_it_does_not_wait_for_what_is_none_of_the_turns() -> None:
+    """An orphan of another turn may wait in the log for minutes."""
+    turn = running_turn(process(silent_s=40))
+    client = sync_client()
+    client.xadd(keys.log_shard(log.shard_of(turn)), {"d": document(3, parent=2, turn="0199dddd" + turn[8:])})
+    made = Sweep(is_monitored=lambda user_id: False, on_abandoned=Settled())
+    assert [made.once(), made.once()] == [0, 1]
     client.close()
 
 
@@ -137,7 +160,11 @@ def test_two_sweeps_at_once_end_a_turn_once_for_everybody() -> None:
     turn = running_turn(process(silent_s=40))
     sweeps = [Sweep(is_monitored=lambda user_id: True, on_abandoned=Settled()) for _ in range(2)]
     sweeps[0].once()  # claims
-    assert [each.once() for each in sweeps] == [1, 1]
+    # both look before either has written
+    found = [each._nowhere_on_the_way(each._postgres_now()) for each in sweeps]
+    assert [len(turns) for turns in found] == [1, 1]
+    for each, (open_turn,) in zip(sweeps, found, strict=True):
+        each._abandon(*open_turn)
     client = sync_client()
     entries = client.xrange(keys.user_stream("bob@example.com"))
     ids = [json.loads(fields[b"d"])["flow_id"] for _, fields in entries]
