@@ -67,11 +67,14 @@ class PersonForm(UserChangeForm):  # type: ignore[misc]
 
 
 class PersonPasswordForm(AdminPasswordChangeForm):  # type: ignore[misc]
-    """A new password ends the person's sessions and tokens, like one of his own choice."""
+    """A new password ends the person's sessions and tokens, like one of his own choice; his first
+    one has nothing to end, and programs that chat for him go on."""
 
     def save(self, commit: bool = True) -> User:
+        had_one = self.user.has_usable_password()
         user: User = super().save(commit)
-        user.tokens.revoke()
+        if had_one:
+            user.tokens.revoke()
         return user
 
 

@@ -123,6 +123,18 @@ def test_nobody_deactivates_himself(admin, ada) -> None:
     assert (ada.is_active, ada.is_superuser, ada.is_staff, ada.name) == (True, True, True, "Ada")
 
 
+def test_a_first_password_leaves_the_tokens_alone(admin, bob, token_of) -> None:
+    token = token_of(bob)
+    bob.set_unusable_password()
+    bob.save()
+    new = "a-new-password-1"
+    answer = admin.post(f"{PEOPLE}{bob.pk}/password/", {"usable_password": "true", "password1": new, "password2": new})
+    assert answer.status_code == 302
+    bob.refresh_from_db()
+    assert bob.check_password(new)
+    assert authenticate_token(token).problem is None
+
+
 def test_a_password_set_by_an_admin_ends_sessions_and_tokens(admin, bob, token_of) -> None:
     token, browser = token_of(bob), Client()
     browser.force_login(bob)
