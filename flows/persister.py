@@ -32,6 +32,10 @@ PARENT_PATIENCE_S = 300.0
 """How long an entry may wait for its parent before it counts as poison."""
 
 WITHHELD_EVERY_S = 1.0
+LOOK_BACK_EVERY_S = 5.0
+"""How often a shard's pending entries are read again. An answer of Redis that was lost on its way,
+or repeated by the client without a word, leaves entries that count as delivered."""
+
 PAUSE_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 
 _RENEW = """
@@ -134,15 +138,31 @@ class Persister(Loop):
         self.shards: dict[int, Shard] = {}
         self._redis: redis.Redis = sync_client()
         self._renewed = 0.0
+        self._looked_back = 0.0
         self._first_withheld: dict[tuple[int, bytes], float] = {}
 
     def step(self) -> int:
-        """Renew, read one batch, store it, acknowledge it; returns how many entries it took."""
-        self._hold_shards()
-        self._work_beside()
-        taken = self._persist(self._read_left_over())
-        # with work in hand there is no waiting for more
-        return taken + self._persist(self._read_new(block_ms=None if taken else BLOCK_MS))
+        """Renew, read one batch, store it, acknowledge it; returns how many entries it took.
+
+        Raises what Redis or PostgreSQL raise; what was read and not stored is read again."""
+        try:
+            self._hold_shards()
+            self._work_beside()
+            self._look_back()
+            taken = self._persist(self._read_left_over())
+            # with work in hand there is no waiting for more
+            return taken + self._persist(self._read_new(block_ms=None if taken else BLOCK_MS))
+        except Exception:
+            self._looked_back = 0.0
+            raise
+
+    def _look_back(self) -> None:
+        """After a failure, and every few seconds: see what is pending in every shard."""
+        now = time.monotonic()
+        if now - self._looked_back >= LOOK_BACK_EVERY_S:
+            self._looked_back = now
+            for shard in self.shards.values():
+                shard.left_over = True
 
     # --- leases -------------------------------------------------------------------------------------
 

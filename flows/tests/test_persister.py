@@ -104,6 +104,29 @@ def test_it_takes_over_what_was_read_and_not_stored(client: redis.Redis, monkeyp
     assert left(client) == 0
 
 
+def test_it_reads_again_what_it_could_not_store(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = worker()
+    append(client, document(1), document(2, parent=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(persister, "store", _raise(OperationalError("PostgreSQL is away")))
+        with pytest.raises(OperationalError):
+            steps(made)
+    steps(made)
+    assert InteractionFlow.objects.count() == 2
+    assert left(client) == 0
+
+
+def test_it_finds_what_redis_delivered_and_it_never_got(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer was lost with the connection: for Redis the entries are delivered."""
+    monkeypatch.setattr(persister, "LOOK_BACK_EVERY_S", 0.0)
+    made = worker()
+    append(client, document(1), document(2, parent=1))
+    client.xreadgroup(keys.GROUP, keys.CONSUMER, {keys.log_shard(0): ">"})
+    steps(made)
+    assert InteractionFlow.objects.count() == 2
+    assert left(client) == 0
+
+
 def test_it_stores_nothing_twice_after_a_commit_without_acknowledgement(
     client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
