@@ -53,7 +53,6 @@ class Flusher:
         self.tracker = tracker
         self.loop = loop
         self.redis_away = not settings.REDIS_ENABLED
-        self.away_since: float | None = None
         self.postgres_away = False
         self.batches = 0
         self._connection: Any = None
@@ -206,7 +205,6 @@ class Flusher:
     async def _open_circuit(self, problem: BaseException) -> None:
         await self._disconnect()
         self.redis_away = True
-        self.away_since = time.monotonic()
         self._next_probe = time.monotonic() + PROBE_EVERY_S
         logger.warning("Redis does not take checkpoints (%s): they go to PostgreSQL", type(problem).__name__)
 
@@ -221,7 +219,6 @@ class Flusher:
             await self._disconnect()
             return
         self.redis_away = False
-        self.away_since = None
         logger.warning("Redis takes checkpoints again")
 
     async def _come_back(self) -> None:

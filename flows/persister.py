@@ -61,7 +61,6 @@ class Counts:
     stored: int = 0
     repeated: int = 0
     dead: int = 0
-    batches: int = 0
 
 
 @dataclass(slots=True)
@@ -270,7 +269,6 @@ class Persister(Loop):
             if shard.withheld:
                 shard.left_over = True
                 shard.withheld_until = time.monotonic() + WITHHELD_EVERY_S
-        self.counts.batches += 1
         return len(entries)
 
     def _store(self, entries: Sequence[LogEntry]) -> "Stored":
