@@ -4,6 +4,7 @@ from django.urls import URLPattern, URLResolver, path
 
 from flows.api import SessionFlows, Turns, UserFlows
 from flows.pages import page_urls
+from flows.session_pages import session_urls
 
 # <path:…> because an e-mail address may contain a slash
 api_urls: list[URLPattern | URLResolver] = [
@@ -11,4 +12,4 @@ api_urls: list[URLPattern | URLResolver] = [
     path("api/v1/flows/session/<path:session_id>", SessionFlows.as_view(), name="flows-of-session"),
     path("api/v1/turns", Turns.as_view(), name="turns"),
 ]
-urlpatterns = api_urls + page_urls
+urlpatterns = api_urls + page_urls + session_urls
