@@ -8,12 +8,13 @@ repeated. Who may read what is decided one door further out, in `flows.reader`.
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
+from uuid import UUID
 
-from django.db.models import Exists, Model, OuterRef, QuerySet, TextField
+from django.db.models import Exists, Model, OuterRef, Q, QuerySet, TextField
 from django.db.models.functions import Cast
 
 from flows import cursor as cursors
@@ -31,6 +32,8 @@ EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 R = TypeVar("R", bound=Model)
+# of a session's turns, oldest first, those whose checkpoints are wanted
+Shown = Callable[[list[Turn]], Collection[UUID]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +93,12 @@ def flows_of(
     return Page(_readable(page.rows), page.next)
 
 
-def session(session_id: str, user_id: str | None = None, *, since: datetime | None = None) -> Session | None:
-    """A session, whole (its checkpoints from `since` on, if given); None when nothing is stored of it. Two queries.
+def session(
+    session_id: str, user_id: str | None = None, *, since: datetime | None = None, shown: Shown | None = None
+) -> Session | None:
+    """A session, whole; None when nothing is stored of it. Two queries.
+
+    With `since` its checkpoints from then on; with `shown` those of the turns it chooses, and of no turn.
 
     A session has one user. Only refused turns, which make no conversation, can bring another's
     rows under the same id: then it is the session of `user_id`, or of whoever came first.
@@ -106,8 +113,19 @@ def session(session_id: str, user_id: str | None = None, *, since: datetime | No
         return None
     turns = list(Turn.objects.filter(session_id=session_id, user_id=owner).order_by("started_at", "turn_id"))
     stored = _between(_stored().filter(session_id=session_id, user_id=owner), "created_at", since, None)
+    if shown is not None:
+        stored = stored.filter(Q(turn_id__in=shown(turns)) | Q(turn_id=None))
     rows = _readable(stored.order_by("created_at", "flow_id"))
     return Session(session_id, owner, turns, rows) if rows else None
+
+
+def turn(turn_id: UUID) -> Session | None:
+    """One turn with its checkpoints, as a session of this turn alone; None when there is none. Two queries."""
+    found = Turn.objects.filter(turn_id=turn_id).first()
+    if found is None:
+        return None
+    rows = _stored().filter(turn_id=turn_id, user_id=found.user_id).order_by("created_at", "flow_id")
+    return Session(found.session_id, found.user_id, [found], _readable(rows))
 
 
 def turns(filters: TurnFilters, *, limit: int = DEFAULT_LIMIT, cursor: str | None = None) -> Page[Turn]:

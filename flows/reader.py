@@ -8,17 +8,19 @@ before anything is shown.
 from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from django.core.exceptions import PermissionDenied
 from django.http import Http404
 
 from flows import history
-from flows.history import DEFAULT_LIMIT, FlowFilters, Page, Session, TurnFilters
+from flows.history import DEFAULT_LIMIT, FlowFilters, Page, Session, Shown, TurnFilters
 from flows.models import InteractionFlow, Turn
 from omni2.accounts.access import record_access
 from omni2.accounts.models import User
 
 VIEW = "flows.view"
+OPENED, EXPORTED = "history_opened", "history_exported"
 
 
 class NotYours(PermissionDenied):
@@ -48,12 +50,22 @@ class Reader:
         self._note("user", user_id, asdict(filters), further_page=cursor is not None)
         return page
 
-    def session(self, session_id: str, *, user_id: str | None = None) -> Session:
-        """A session, whole. Raises NothingThere; `user_id` see `history.session()`."""
-        found = history.session(session_id, user_id if self.sees_all else self.user_id)
+    def session(
+        self, session_id: str, *, user_id: str | None = None, shown: Shown | None = None, action: str = OPENED
+    ) -> Session:
+        """A session; `user_id` and `shown` see `history.session()`. Raises NothingThere."""
+        found = history.session(session_id, user_id if self.sees_all else self.user_id, shown=shown)
         if found is None:
             raise NothingThere("There is no such session.")
-        self._note("session", found.user_id, {"session_id": session_id})
+        self._note("session", found.user_id, {"session_id": session_id}, action=action)
+        return found
+
+    def turn(self, turn_id: UUID) -> Session:
+        """One turn with its checkpoints, as a session of this turn alone. Raises NothingThere."""
+        found = history.turn(turn_id)
+        if found is None or (found.user_id != self.user_id and not self.sees_all):
+            raise NothingThere("There is no such turn.")
+        self._note("turn", found.user_id, {"session_id": found.session_id, "turn_id": str(turn_id)})
         return found
 
     def turns(self, filters: TurnFilters, *, limit: int = DEFAULT_LIMIT, cursor: str | None = None) -> Page[Turn]:
@@ -70,7 +82,15 @@ class Reader:
         """The checkpoint as this reader gets it."""
         return history.as_wire(row, internal=self.sees_all)
 
-    def _note(self, opened: str, subject: str | None, filters: dict[str, Any], *, further_page: bool = False) -> None:
+    def _note(
+        self,
+        opened: str,
+        subject: str | None,
+        filters: dict[str, Any],
+        *,
+        further_page: bool = False,
+        action: str = OPENED,
+    ) -> None:
         """One line of the access log for another's history (one INSERT); nothing for his own."""
         if subject == self.user_id:
             return
@@ -80,7 +100,7 @@ class Reader:
             if value is not None
         }
         detail = {"opened": opened, **asked, **({"further_page": True} if further_page else {})}
-        record_access(actor=self.user_id, action="history_opened", subject_user_id=subject, detail=detail)
+        record_access(actor=self.user_id, action=action, subject_user_id=subject, detail=detail)
 
 
 def _exists(user_id: str) -> bool:
