@@ -43,7 +43,8 @@ from tests.people import make_person
 
 START_LIMIT_S = 60.0
 EVENTUALLY_S = 20.0
-TEMPLATE = "omni2_migrated"
+# of each worker its own, in case they were given one PostgreSQL
+TEMPLATE = "omni2_migrated_" + os.environ.get("PYTEST_XDIST_WORKER", "alone")
 
 _template_made = False
 

@@ -1,7 +1,8 @@
 """Real PostgreSQL and Valkey for every test run, on private sockets in a folder of their own.
 
 A pytest plugin (`-p tests.servers`) and not a conftest.py: pytest-django reads the settings before those.
-They end with the run, also when it is killed: a keeper sees to that, and to all that `keep` is given.
+Each process that runs tests has its own. They end with the run, also when it is killed: a keeper sees to
+that, and to all that `keep` is given.
 """
 
 import atexit
@@ -9,11 +10,15 @@ import os
 import signal
 import subprocess
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
+
+import pytest
 
 from omni2 import embedded
 from omni2.supervisor.keeper import Keeper
 from omni2.supervisor.processes import known
+from tests import parallel
 
 _owner = os.getpid()
 _keeper = Keeper()
@@ -33,7 +38,8 @@ def _stop() -> None:
         _keeper.end()
 
 
-if "OMNI2_TEST_FOLDER" not in os.environ:
+def prepare() -> Path:
+    """A folder for this process's servers and data, and the environment of everything it starts."""
     folder = Path(tempfile.mkdtemp(prefix="o2t-"))
     _keeper.remove(folder)
     os.environ["OMNI2_TEST_FOLDER"] = str(folder)
@@ -42,9 +48,13 @@ if "OMNI2_TEST_FOLDER" not in os.environ:
     (folder / "data" / "static").mkdir(parents=True)
     os.environ.setdefault("SECRET_KEY", "only-for-tests-" + os.urandom(16).hex())
     os.environ.setdefault("ALLOWED_HOSTS", "localhost,127.0.0.1,testserver")
-    for _name in [name for name in os.environ if name.startswith("PG")]:
-        del os.environ[_name]
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
+    return folder
 
+
+def start(folder: Path) -> None:
+    """Start what is not given by DATABASE_URL and REDIS_URL; a second and 50 MB."""
     if not os.environ.get("DATABASE_URL"):
         # fsync off: what is tested is our logic and PostgreSQL's, not this machine's disk
         keep(
@@ -56,3 +66,13 @@ if "OMNI2_TEST_FOLDER" not in os.environ:
     if not os.environ.get("REDIS_URL"):
         keep(embedded.start_valkey(folder / "vk", folder / "s" / "v.sock"), "Valkey", signal.SIGKILL)
         os.environ["REDIS_URL"] = embedded.valkey_url(folder / "s" / "v.sock")
+
+
+# a wrapper runs before everybody else's hook: pytest-django reads the settings in its own
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None]:
+    folder = prepare()
+    # whoever gives the tests to workers runs none himself; each of them starts its own
+    if parallel.is_worker() or parallel.workers(early_config.known_args_namespace) == 0:
+        start(folder)
+    return (yield)

@@ -14,7 +14,8 @@ from omni2.accounts.models import AccessLog, User
 pytestmark = pytest.mark.django_db
 
 BOBS = "/api/v1/flows/user/bob@example.com"
-NO_UUID = ["x", "0", "not-a-uuid", "%00", "{0b9a}", "a" * 300, uuid.uuid4().hex, f"{uuid.uuid4()}/"]
+ONE = uuid.UUID("7d444840-9dc0-4c24-9f2e-9d3b2a0c1e55")
+NO_UUID = ["x", "0", "not-a-uuid", "%00", "{0b9a}", "a" * 300, ONE.hex, f"{ONE}/"]
 
 
 class As:
