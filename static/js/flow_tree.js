@@ -2,10 +2,13 @@
 // turn as a line that opens into rows: indent guides, icon, label, facts, a bar on the turn's own
 // time axis, the duration. The start and the end of a step are one row that changes.
 //
-//   const tree = new FlowTree(place, { order: "newest" | "oldest", now, load, historyOf, announce })
+//   const tree = new FlowTree(place, { order: "newest" | "oldest", now, load, historyOf, speak, onselect })
 //   tree.add(checkpoint)      -> false when it has that flow_id already; nothing is drawn yet
 //   tree.flush()              -> draws what came since, returns those checkpoints
 //   tree.replace(checkpoints) -> shows exactly these, keeping what is open, focused and in view
+//   tree.remove(turnId)       -> takes a turn away
+//   tree.select(flowId)       -> marks the row of this checkpoint and brings it into view; null: none
+//   onselect(flowId)          <- the reader went to this row himself (the start of its step)
 //
 // Rows stay few: a turn that folds frees its rows, and old turns free their checkpoints too.
 
@@ -424,8 +427,9 @@ function value_(value) {
 // --- many turns --------------------------------------------------------------------------------
 
 export class FlowTree {
-  constructor(place, { order = "oldest", now = Date.now, load = null, historyOf = null, speak = false } = {}) {
-    Object.assign(this, { place, order, now, load, historyOf, speak });
+  constructor(place, { order = "oldest", now = Date.now, load = null, historyOf = null, speak = false, onselect = null } = {}) {
+    Object.assign(this, { place, order, now, load, historyOf, speak, onselect });
+    this.selected = null; // a Step
     this.turns = new Map(); // turn_id -> Turn
     this.turnOf = new Map(); // flow_id -> Turn, for checkpoints that name no turn
     this.fresh = []; // added and not yet drawn
@@ -441,7 +445,7 @@ export class FlowTree {
     place.addEventListener("keydown", (event) => this.#key(event));
     place.addEventListener("click", (event) => this.#click(event));
     // The rows' roving focus: where the focus is, there Tab comes back to.
-    place.addEventListener("focusin", ({ target }) => target.step && this.#stopAt(target));
+    place.addEventListener("focusin", ({ target }) => target.step && this.#goTo(target));
     TREES.add(this);
     startTicking();
   }
@@ -496,6 +500,11 @@ export class FlowTree {
       if (ids.some((id) => !wanted.has(id))) this.#drop(turn);
     }
     for (const one of checkpoints) this.add(one);
+  }
+
+  remove(turnId) {
+    const turn = this.turns.get(turnId);
+    if (turn) this.#drop(turn);
   }
 
   clear() {
@@ -646,19 +655,48 @@ export class FlowTree {
     for (const turn of shown) this.toggle(turn, open);
   }
 
-  // A row by its checkpoint's id, opened and brought into view: for links.
-  reveal(flowId) {
-    const step = this.turnOf.get(flowId)?.steps.get(flowId);
-    if (!step) return false;
+  // Opens whatever a row is folded into.
+  #bringOut(step) {
     if (!step.turn.open) {
       step.turn.open = true;
       step.turn.draw();
     }
     for (let above = step.parent; above; above = above.parent) if (above.folded) fold(above, false);
+    this.#mark(this.selected);
+  }
+
+  // A row by its checkpoint's id, opened and brought into view: for links.
+  reveal(flowId) {
+    const step = this.turnOf.get(flowId)?.steps.get(flowId);
+    if (!step) return false;
+    this.#bringOut(step);
     toggleDetails(step, true);
     step.element.scrollIntoView({ block: "center" });
     step.element.focus({ preventScroll: true });
     return true;
+  }
+
+  // The row of a checkpoint, marked and in view, without its details; says it to nobody.
+  select(flowId) {
+    const step = flowId === null ? null : this.turnOf.get(flowId)?.steps.get(flowId);
+    this.#mark(step ?? null);
+    if (!step) return false;
+    this.#bringOut(step);
+    step.element.scrollIntoView({ block: "nearest" });
+    return true;
+  }
+
+  #mark(step) {
+    this.selected?.element?.removeAttribute("aria-selected");
+    this.selected = step;
+    step?.element?.setAttribute("aria-selected", "true");
+  }
+
+  #goTo(line) {
+    this.#stopAt(line);
+    if (this.selected === line.step) return;
+    this.#mark(line.step);
+    this.onselect?.(line.step.start.flow_id);
   }
 
   #rows() {
