@@ -126,28 +126,17 @@ def _plain(rows: list[dict[str, Any]], found: list[Turn]) -> Iterator[dict[str, 
         if row["flow_id"] in merged and not row["children"]:
             continue
         end = ends.get(row["flow_id"])
-        state = words.state_of(row, end, over=row["turn_id"] in ended_turns)
+        said = words.describe(row, end, over=row["turn_id"] in ended_turns)
         shown = min(depth, before + 1)
         yield {
             "row": row,
             "end": end,
-            "state": state,
-            "label": words.label(row, end, state),
-            "icon": words.CHECKPOINTS.get(row["checkpoint"], words.UNKNOWN)["icon"],
+            "said": said,
             "took": words.duration((end or row)["metadata"].get("duration_ms")) if end else "",
-            "facts": _facts({**row["metadata"], **(end["metadata"] if end else {})}),
             "opens": shown > before,
             "closes": range(before - shown),
         }
         before = shown
-
-
-HIDDEN = frozenset({"status", "process", "call_id", "tool", "duration_ms", "limits"})
-
-
-def _facts(metadata: dict[str, Any]) -> str:
-    said = (f"{key} {value}" for key, value in metadata.items() if key not in HIDDEN and value not in (None, ""))
-    return " · ".join(said)[:300]
 
 
 session_urls: list[URLPattern | URLResolver] = [

@@ -1,13 +1,18 @@
-"""What a checkpoint and an outcome are called on pages that work without JavaScript.
+"""What a checkpoint and an outcome are called and say, on pages that work without JavaScript.
 
-The same tables stand in static/js/words.js for the pages that move; a browser test holds them equal.
+The same words stand in static/js/words.js for the pages that move; browser tests hold them equal.
+Metadata may come from outside: nothing here trusts its types, and nothing raises.
 """
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 Row = Mapping[str, Any]
+Metadata = Mapping[str, Any]
 
 CHECKPOINTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
@@ -89,8 +94,28 @@ def reason(code: str) -> str:
     return REASONS.get(code, code.replace("_", " "))
 
 
+class Said(NamedTuple):
+    """What one row shows. `state`: running, ok, refused, failed, cancelled, open (never ended) or left."""
+
+    icon: str
+    kind: str
+    state: str
+    label: str
+    facts: str
+
+
+def describe(start: Row, end: Row | None, *, over: bool) -> Said:
+    """One row: a checkpoint and, for a step with two, the one that ended it; `over`: its turn has ended."""
+    last, name = end or start, str(start["checkpoint"])
+    known = CHECKPOINTS.get(name, UNKNOWN)
+    state = state_of(start, end, over=over)
+    label = CHECKPOINTS.get(last["checkpoint"], UNKNOWN).get(state) or known.get(state) or name
+    own_label, facts = _WORDS.get(name, _other)(start, end, state)
+    return Said(known["icon"], known["kind"], state, own_label or label, facts)
+
+
 def state_of(start: Row, end: Row | None, *, over: bool) -> str:
-    """running, ok, refused, failed, cancelled, open (never ended) or left: what became of a step."""
+    """What became of a step: see `Said.state`."""
     name, metadata = start["checkpoint"], start["metadata"]
     if name in {"llm_thinking", "tool_call"} and end is None:
         return "open" if over else "running"
@@ -104,15 +129,224 @@ def state_of(start: Row, end: Row | None, *, over: bool) -> str:
     return {"error": "failed", "cancelled": "cancelled"}.get(str(status), "ok")
 
 
-def label(start: Row, end: Row | None, state: str) -> str:
-    """What one row is called."""
-    name, metadata = start["checkpoint"], start["metadata"]
-    if name in {"tool_call", "tool_result"}:
-        return str(metadata.get("tool") or "tool")
-    if name == "flow_end":
-        return outcome(str(metadata.get("outcome")))["label"]
-    known = CHECKPOINTS.get((end or start)["checkpoint"], UNKNOWN)
-    return known.get(state) or CHECKPOINTS.get(name, UNKNOWN).get(state) or str(name)
+# --- the words of each checkpoint: its label, where it is not the table's, and its facts ------------
+
+Words = tuple[str, str]
+
+
+def _auth_check(start: Row, end: Row | None, state: str) -> Words:
+    data = start["metadata"]
+    name = data.get("token") if data.get("token") is not None else data.get("token_name")
+    token = f"token “{short(name, 40)}”" if _is_text(name) else "token"
+    by = {"session": "browser session", "token": token}.get(str(data.get("method")), "")
+    why = data.get("reason")
+    return "", _join(why and reason(short(why)), by) if state == "refused" else by
+
+
+def _block_check(start: Row, end: Row | None, state: str) -> Words:
+    why = start["metadata"].get("message")
+    why = start["metadata"].get("reason") if why is None else why
+    return "", short(why) if state == "refused" and why is not None else ""
+
+
+def _usage_check(start: Row, end: Row | None, state: str) -> Words:
+    """The limit that was reached, or how many of today's requests this one was."""
+    data = start["metadata"]
+    used, limit, name = data.get("used"), data.get("limit"), data.get("limit_name") or "requests_per_day"
+    if not _is_number(used):
+        return "", short(data["reason"]) if _is_text(data.get("reason")) else ""
+    amount, unit, when = _LIMITS.get(str(name), (count, str(name), ""))
+    numbers = f"{amount(used)} of {amount(limit)}" if _is_number(limit) else amount(used)
+    said = " ".join(part for part in (numbers, unit, when) if part)
+    resets = data.get("resets_at")
+    return "", f"{said}, free again {_hour(resets)}" if state == "refused" and when and _is_text(resets) else said
+
+
+def _tools_offered(start: Row, end: Row | None, state: str) -> Words:
+    data = start["metadata"]
+    offered, total, withheld = data.get("offered"), data.get("total"), data.get("withheld")
+    names = [_withheld(one) for one in withheld] if isinstance(withheld, list) else []
+    together = _many(total)
+    if together is None and isinstance(withheld, list) and offered is not None:
+        together = (_many(offered) or 0) + len(withheld)
+    numbers = ""
+    if offered is not None:
+        tools = _many(offered) or 0
+        numbers = (
+            f"{count(tools)} {'tool' if tools == 1 else 'tools'}" if together is None else f"{tools} of {together}"
+        )
+    why = short(data.get("reason") or "") if state == "refused" else ""
+    return "", _join(numbers, "without " + short(", ".join(names)) if names else "", why)
+
+
+def _withheld(one: Any) -> str:
+    if isinstance(one, dict) and one.get("tool"):
+        return f"{plain(one['tool'])} ({plain(one.get('reason') or 'withheld')})"
+    return plain(one)
+
+
+def _llm_thinking(start: Row, end: Row | None, state: str) -> Words:
+    asked, answer = start["metadata"], end["metadata"] if end else {}
+    number = asked.get("round")
+    model, again = asked.get("model"), f"round {plain(number)}" if _is_number(number) and number > 1 else ""
+    if state in {"running", "open"}:
+        return "", _join(model, again)
+    chose = state == "ok" and "tool" in str(answer.get("finish_reason") or "")
+    tokens = sum(one for one in (answer.get("input_tokens"), answer.get("output_tokens")) if _is_number(one))
+    why = answer.get("error") if answer.get("error") is not None else answer.get("code")
+    facts = _join(
+        short(why) if state == "failed" and why is not None else "",
+        model,
+        again,
+        f"first token {duration(answer['ttft_ms'])}" if _is_number(answer.get("ttft_ms")) else "",
+        f"{count(tokens)} tok" if tokens else "",
+        money(answer["cost_usd"]) if _is_number(answer.get("cost_usd")) and answer["cost_usd"] else "",
+    )
+    return "Model chose tools" if chose else CHECKPOINTS["llm_complete"].get(state, ""), facts
+
+
+def _llm_complete(start: Row, end: Row | None, state: str) -> Words:
+    return _llm_thinking({"metadata": {}}, start, state)
+
+
+def _tool_call(start: Row, end: Row | None, state: str) -> Words:
+    data, result = start["metadata"], end["metadata"] if end else {}
+    why: Any = ""
+    if state == "failed":
+        why = next((result[key] for key in ("error", "message") if result.get(key) is not None), "failed")
+    left = {"open": "did not finish", "cancelled": "cancelled"}.get(state, "")
+    given = short(text(data["arguments"]), 120) if "arguments" in data else ""
+    tool = data.get("tool")
+    return short("tool" if tool is None else tool, 60), _join(short(text(why), 120), left, given)
+
+
+def _tool_result(start: Row, end: Row | None, state: str) -> Words:
+    tool = start["metadata"].get("tool")
+    return _tool_call({"metadata": {"tool": tool}}, start, state)
+
+
+def _error(start: Row, end: Row | None, state: str) -> Words:
+    code, message = start["metadata"].get("code"), start["metadata"].get("message")
+    label = _capital(REASONS[code]) if isinstance(code, str) and code in REASONS else "Failed"
+    return label, _join(short("" if message is None else message), code if label == "Failed" else "")
+
+
+def _flow_end(start: Row, end: Row | None, state: str) -> Words:
+    data = start["metadata"]
+    how, by, took = data.get("outcome"), data.get("stopped_by"), data.get("duration_ms")
+    label = OUTCOMES.get(str(how), {"label": "Ended"})["label"]
+    if how == "stopped" and _is_text(by):
+        label = f"Stopped by {short(by, 60)}"
+    after = f"after {duration(took)}" if _is_number(took) and how != "refused" else ""
+    return label, _join(_ENDED.get(str(how), ""), after)
+
+
+def _other(start: Row, end: Row | None, state: str) -> Words:
+    told = (f"{key} {plain(value)}" for key, value in start["metadata"].items() if isinstance(value, str | int | float))
+    return short(start["checkpoint"], 60), short(" · ".join(told))
+
+
+_WORDS: Mapping[str, Callable[[Row, Row | None, str], Words]] = MappingProxyType(
+    {
+        "auth_check": _auth_check,
+        "block_check": _block_check,
+        "usage_check": _usage_check,
+        "mcp_permission_check": _tools_offered,
+        "tool_filter": _tools_offered,
+        "llm_thinking": _llm_thinking,
+        "llm_complete": _llm_complete,
+        "tool_call": _tool_call,
+        "tool_result": _tool_result,
+        "error": _error,
+        "flow_end": _flow_end,
+    }
+)
+_ENDED: Mapping[str, str] = MappingProxyType(
+    {
+        "refused": "no model was called",
+        "abandoned": "the process serving it went away",
+        "disconnected": "the client went away",
+    }
+)
+
+
+# --- pieces of text ----------------------------------------------------------------------------------
+
+
+def short(value: Any, most: int = 160) -> str:
+    """One line of at most `most` characters: texts of metadata may be long or hold line breaks."""
+    line = " ".join(plain(value).split())
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def text(value: Any) -> str:
+    """Arguments in short: office “Oslo”, year 2026. They come as the JSON the model wrote; cut off or
+    broken, they are shown as they are."""
+    if not isinstance(value, str):
+        return _in_short(value)
+    try:
+        read = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return _in_short(read) if isinstance(read, dict | list) else value
+
+
+def _in_short(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_in_short, value))
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{key} “{one}”" if isinstance(one, str) else f"{key} {_in_short(one)}" for key, one in value.items()
+        )
+    return plain(value)
+
+
+def plain(value: Any) -> str:
+    """A value of JSON as JavaScript says it: true, null, 1 for 1.0."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e21:
+        return str(int(value))
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+
+
+def count(number: Any) -> str:
+    """1,204; at most three digits after the point."""
+    rounded = round(float(number), 3)
+    return f"{int(rounded):,}" if rounded.is_integer() else f"{rounded:,}"
+
+
+def _many(value: Any) -> int | None:
+    if isinstance(value, list):
+        return len(value)
+    return int(value) if _is_number(value) else None
+
+
+def _hour(iso: str) -> str:
+    """14:02 UTC; the text itself when it is no time."""
+    try:
+        return f"{datetime.fromisoformat(iso).astimezone(UTC):%H:%M} UTC"
+    except (ValueError, OverflowError):
+        return short(iso, 40)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() != ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _join(*facts: Any) -> str:
+    told: Iterable[str] = (fact for fact in facts if _is_text(fact))
+    return " · ".join(told)
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def duration(ms: object) -> str:
@@ -144,3 +378,13 @@ def money(usd: Any) -> str:
     text = f"{value:.{digits}f}"
     whole, _, fraction = text.partition(".")
     return f"${whole}.{fraction[:2]}{fraction[2:].rstrip('0')}"
+
+
+_LIMITS: Mapping[str, tuple[Callable[[Any], str], str, str]] = MappingProxyType(
+    {
+        "requests_per_day": (count, "requests", "today"),
+        "tokens_per_day": (count, "tokens", "today"),
+        "cost_usd_per_day": (money, "", "today"),
+        "turns_at_once": (count, "turns at once", ""),
+    }
+)
