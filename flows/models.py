@@ -5,8 +5,13 @@ has a database default, so that an INSERT in the original's columns alone still 
 """
 
 import uuid
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
+from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.functions import RandomUUID
+from django.contrib.postgres.indexes import GinIndex
 from django.db import models
 from django.db.models.functions import Now
 
@@ -16,6 +21,13 @@ class CurrentTimestamp(models.Func):
 
     template = "CURRENT_TIMESTAMP"
     output_field = models.DateTimeField()
+
+
+class RealField(models.FloatField):  # type: ignore[type-arg]  # not subscriptable when it runs
+    """A float of 4 bytes: six digits are enough for a duration."""
+
+    def db_type(self, connection: Any) -> str:
+        return "real"
 
 
 class InteractionFlow(models.Model):
@@ -73,6 +85,37 @@ class Outcome(models.TextChoices):
     ABANDONED = "abandoned"
 
 
+STAGES: Mapping[int, str] = MappingProxyType(
+    {
+        0: "begun",
+        1: "signed_in",
+        2: "not_blocked",
+        3: "within_limits",
+        4: "model_called",
+        5: "first_token",
+        6: "completed",
+    }
+)
+"""How far a turn came; `Turn.stage` only ever grows."""
+
+STATUS_CHARACTERS = 50
+TOOL_CHARACTERS = 200
+
+
+def tag(checkpoint: str | None = None, status: str | None = None) -> str:
+    """The mark in `Turn.tags` of a turn that has a checkpoint of this name (None: of any), with this
+    status (None: with any). At least one of the two is given."""
+    if status is None:
+        return f"c{checkpoint}"
+    status = status[:STATUS_CHARACTERS]
+    return f"a{status}" if checkpoint is None else f"s{checkpoint}={status}"
+
+
+def tool_tag(tool: str) -> str:
+    """The mark in `Turn.tags` of a turn that has a tool_call of this tool."""
+    return f"t{tool[:TOOL_CHARACTERS]}"
+
+
 class Turn(models.Model):
     """One turn's summary, kept in the transaction that stores its checkpoints.
 
@@ -96,6 +139,11 @@ class Turn(models.Model):
     ttft_ms = models.FloatField(null=True)
     error = models.TextField(null=True, help_text="code of the last error or refusal")
     process_id = models.UUIDField(null=True, help_text="the web process that serves or served it")
+    tags = ArrayField(models.TextField(), default=list, db_default=[], help_text="see tag() and tool_tag()")
+    stage = models.SmallIntegerField(default=0, db_default=0, choices=list(STAGES.items()))
+    # Parallel: what flows.tallies makes its figures of, in words of its own, with each step's time.
+    steps = ArrayField(models.TextField(), default=list, db_default=[])
+    step_ms = ArrayField(RealField(null=True), default=list, db_default=[])
 
     class Meta:
         db_table = "turns"
@@ -107,6 +155,16 @@ class Turn(models.Model):
             # The sweep and "running now" look only at these few rows.
             models.Index("process_id", name="idx_turns_running", condition=models.Q(outcome__isnull=True)),
             models.Index("outcome", models.F("started_at").desc(), name="idx_turns_outcome"),
+            # The slowest, and "slower than": only of turns that ended.
+            models.Index(
+                models.F("duration_ms").desc(),
+                models.F("turn_id").desc(),
+                name="idx_turns_duration",
+                condition=models.Q(duration_ms__isnull=False),
+            ),
+            GinIndex(fields=["tags"], name="idx_turns_tags"),
+            # idx_turns_question, for words in the question, is made by hand in the third migration:
+            # it needs pg_trgm, which not every database's owner may install.
         ]
 
     def __str__(self) -> str:

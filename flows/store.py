@@ -20,8 +20,11 @@ WITH incoming AS MATERIALIZED (
     SELECT flow_id, user_id, session_id, turn_id, checkpoint, parent_id, metadata, created_at FROM incoming
     ON CONFLICT DO NOTHING
     RETURNING flow_id, turn_id, user_id, session_id, checkpoint, metadata, created_at
-), facts AS (
+), facts AS MATERIALIZED (
     SELECT turn_id, user_id, session_id, checkpoint, metadata, created_at,
+        left(metadata ->> 'status', 50) AS status,
+        CASE WHEN checkpoint IN ('tool_call', 'tool_result') THEN left(metadata ->> 'tool', 200) END AS tool,
+        coalesce(metadata ->> 'status' IN ('failed', 'error'), false) AS failed,
         CASE WHEN jsonb_typeof(metadata -> 'input_tokens') = 'number' THEN least(greatest((metadata ->> 'input_tokens')::numeric, 0), 1e15)::bigint END AS input_tokens,
         CASE WHEN jsonb_typeof(metadata -> 'output_tokens') = 'number' THEN least(greatest((metadata ->> 'output_tokens')::numeric, 0), 1e15)::bigint END AS output_tokens,
         CASE WHEN jsonb_typeof(metadata -> 'cost_usd') = 'number' THEN least(greatest((metadata ->> 'cost_usd')::numeric, 0), 99999) END AS cost_usd,
@@ -30,7 +33,8 @@ WITH incoming AS MATERIALIZED (
     FROM added WHERE turn_id IS NOT NULL
 ), summed AS (
     INSERT INTO turns AS t (turn_id, session_id, user_id, started_at, ended_at, duration_ms, outcome, question, model,
-        checkpoints, tool_calls, input_tokens, output_tokens, cost_usd, ttft_ms, error, process_id)
+        checkpoints, tool_calls, input_tokens, output_tokens, cost_usd, ttft_ms, error, process_id,
+        tags, stage, steps, step_ms)
     SELECT turn_id, min(session_id), min(user_id), min(created_at),
         max(created_at) FILTER (WHERE checkpoint = 'flow_end'),
         max(duration_ms) FILTER (WHERE checkpoint = 'flow_end'),
@@ -49,8 +53,29 @@ WITH incoming AS MATERIALIZED (
                  (array_agg(coalesce(metadata ->> 'code', CASE checkpoint WHEN 'block_check' THEN 'user_blocked' ELSE metadata ->> 'reason' END)
                     ORDER BY created_at) FILTER (WHERE checkpoint LIKE '%%\\_check' AND metadata ->> 'status' = 'failed'))[1]),
         max(CASE WHEN metadata ->> 'process' ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' THEN metadata ->> 'process' END)
-            FILTER (WHERE checkpoint = 'auth_check')::uuid
-    FROM facts GROUP BY turn_id
+            FILTER (WHERE checkpoint = 'auth_check')::uuid,
+        -- as flows.models.tag() and tool_tag() spell them
+        array_agg(DISTINCT 'a' || status COLLATE "C") FILTER (WHERE status IS NOT NULL)
+            || array_agg(DISTINCT 'c' || checkpoint COLLATE "C")
+            || array_agg(DISTINCT 's' || checkpoint || '=' || status COLLATE "C") FILTER (WHERE status IS NOT NULL)
+            || array_agg(DISTINCT 't' || tool COLLATE "C") FILTER (WHERE checkpoint = 'tool_call' AND tool IS NOT NULL),
+        coalesce(max(CASE checkpoint
+            WHEN 'auth_check' THEN CASE status WHEN 'passed' THEN 1 END
+            WHEN 'block_check' THEN CASE status WHEN 'passed' THEN 2 END
+            WHEN 'usage_check' THEN CASE status WHEN 'passed' THEN 3 END
+            WHEN 'llm_thinking' THEN 4
+            WHEN 'llm_complete' THEN CASE WHEN ttft_ms IS NOT NULL THEN 5 END
+            WHEN 'flow_end' THEN CASE WHEN metadata ->> 'outcome' = 'completed' THEN 6 WHEN ttft_ms IS NOT NULL THEN 5 END
+        END), 0),
+        coalesce(array_agg(step) FILTER (WHERE step IS NOT NULL), '{}'),
+        coalesce(array_agg(duration_ms::real) FILTER (WHERE step IS NOT NULL), '{}')
+    -- calls of a tool (c), what they gave (r; R: failed), and other steps that were measured or failed (s; S)
+    FROM facts CROSS JOIN LATERAL (SELECT CASE
+        WHEN checkpoint = 'tool_call' THEN 'c' || coalesce(tool, '')
+        WHEN checkpoint = 'tool_result' THEN CASE WHEN failed THEN 'R' ELSE 'r' END || coalesce(tool, '')
+        WHEN checkpoint <> 'flow_end' AND (failed OR duration_ms IS NOT NULL) THEN CASE WHEN failed THEN 'S' ELSE 's' END || checkpoint
+    END AS step) AS named
+    GROUP BY turn_id
     -- always in the same order, so that two writers cannot wait for each other in a circle
     ORDER BY turn_id
     ON CONFLICT (turn_id) DO UPDATE SET
@@ -67,7 +92,14 @@ WITH incoming AS MATERIALIZED (
         cost_usd = CASE WHEN EXCLUDED.cost_usd IS NULL THEN t.cost_usd ELSE coalesce(t.cost_usd, 0) + EXCLUDED.cost_usd END,
         ttft_ms = CASE WHEN EXCLUDED.outcome IS NOT NULL THEN coalesce(EXCLUDED.ttft_ms, t.ttft_ms) ELSE coalesce(t.ttft_ms, EXCLUDED.ttft_ms) END,
         error = coalesce(EXCLUDED.error, t.error),
-        process_id = coalesce(t.process_id, EXCLUDED.process_id)
+        process_id = coalesce(t.process_id, EXCLUDED.process_id),
+        -- What brings nothing new leaves the column as it is, without even unpacking it: a turn of
+        -- 5,000 checkpoints may come in as many batches.
+        tags = CASE WHEN t.tags @> EXCLUDED.tags THEN t.tags
+            ELSE ARRAY(SELECT DISTINCT unnest(t.tags || EXCLUDED.tags) COLLATE "C" ORDER BY 1) END,
+        stage = greatest(t.stage, EXCLUDED.stage),
+        steps = CASE WHEN EXCLUDED.steps = '{}' THEN t.steps ELSE t.steps || EXCLUDED.steps END,
+        step_ms = CASE WHEN EXCLUDED.steps = '{}' THEN t.step_ms ELSE t.step_ms || EXCLUDED.step_ms END
 )
 SELECT count(*) FROM added
 """
