@@ -1,0 +1,157 @@
+"""Figures of many turns: one SQL over the turns' summaries gives them all.
+
+Counts and sums by how turns ended, by model and by person, and for each measured step a histogram of
+its durations, in buckets that each end 2 % above their beginning. flows.analytics makes its answers of
+these rows.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from django.db import connection
+
+from flows.models import tool_tag
+
+MOST_PEOPLE = 20
+# The figures of a row; what its keys then are.
+END = "end"  # stage, outcome (None: running), error
+MODEL = "model"  # model (None: the turn came to none)
+PERSON = "person"  # user_id
+TOOL = "tool"  # tool: the turns that called it
+STEP = "step"  # a step as flows.store writes it, and for llm_complete the turn's model
+TURN_TIME, FIRST_TOKEN = "d", "f"
+"""The two times of a whole turn, as keys of STEP: no step is called so."""
+
+GROWTH = 1.02
+# Below a microsecond a duration is taken for none.
+_NONE = -400
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """One row: how many turns (STEP: how many steps), what they used, and how long they took.
+
+    `times`: bucket → how many; only for STEP.
+    """
+
+    figure: str
+    key: str | None
+    key2: str | None
+    key3: str | None
+    count: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: Decimal | None
+    times: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Which turns, besides when they began."""
+
+    user_id: str | None = None
+    model: str | None = None
+    tool: str | None = None
+
+
+def middle_ms(bucket: int) -> float:
+    """The middle of a bucket: at most 1 % from any duration in it."""
+    return 0.0 if bucket <= _NONE else GROWTH ** (bucket + 0.5)
+
+
+def percentile(times: dict[int, int], share: float) -> float | None:
+    """The duration that this share of all does not exceed (the nearest rank); None of nothing."""
+    rank = math.ceil(share * sum(times.values()))
+    for bucket in sorted(times):
+        rank -= times[bucket]
+        if rank <= 0:
+            return middle_ms(bucket)
+    return None
+
+
+# One row per end, model, person and tool; then one per step with its histogram.
+_OF_TURNS = """
+SELECT CASE WHEN grouping(user_id) = 0 THEN 'person' WHEN grouping(model) = 0 THEN 'model' ELSE 'end' END AS figure,
+    CASE WHEN grouping(user_id) = 0 THEN user_id WHEN grouping(model) = 0 THEN model ELSE stage::text END AS key,
+    CASE WHEN grouping(stage) = 0 THEN outcome END AS key2, CASE WHEN grouping(stage) = 0 THEN error END AS key3,
+    count(*) AS count,
+    sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens, sum(cost_usd) AS cost_usd,
+    NULL::int[] AS buckets, NULL::bigint[] AS counts
+FROM turns WHERE {where}
+GROUP BY GROUPING SETS ((stage, outcome, error), (model), (user_id))
+UNION ALL
+SELECT 'tool', substr(tag, 2), NULL, NULL, count(*), 0, 0, NULL, NULL, NULL
+FROM turns CROSS JOIN LATERAL unnest(tags) AS tag WHERE {where} AND tool_calls > 0 AND tag LIKE 't%%'
+GROUP BY tag
+UNION ALL
+SELECT 'step', step, model, NULL, sum(count), 0, 0, NULL,
+    array_agg(bucket) FILTER (WHERE bucket IS NOT NULL), array_agg(count) FILTER (WHERE bucket IS NOT NULL)
+FROM (
+    SELECT step, CASE WHEN step IN ('sllm_complete', 'Sllm_complete') THEN model END AS model,
+        CASE WHEN ms < 0.001 THEN -400 ELSE floor(ln(ms::float8) / ln(1.02::float8))::int END AS bucket,
+        count(*) AS count
+    FROM turns CROSS JOIN LATERAL
+        unnest(steps || ARRAY['d', 'f'], step_ms || ARRAY[duration_ms, ttft_ms]::real[]) AS measured(step, ms)
+    WHERE {where} AND (ms IS NOT NULL OR step NOT IN ('d', 'f'))
+    GROUP BY 1, 2, 3
+) AS counted
+GROUP BY step, model
+"""
+
+# Of the people only those who used most.
+_ASK = """
+WITH parts AS MATERIALIZED ({parts}),
+sums AS (
+    SELECT figure, key, key2, key3, sum(count)::bigint AS count, sum(input_tokens)::bigint AS input_tokens,
+        sum(output_tokens)::bigint AS output_tokens, sum(cost_usd) AS cost_usd
+    FROM parts GROUP BY 1, 2, 3, 4
+), times AS (
+    SELECT key, key2, array_agg(bucket) AS buckets, array_agg(count) AS counts
+    FROM (SELECT key, key2, bucket, sum(n)::bigint AS count
+          FROM parts CROSS JOIN LATERAL unnest(buckets, counts) AS measured(bucket, n)
+          WHERE figure = 'step' GROUP BY 1, 2, 3) AS counted
+    GROUP BY 1, 2
+)
+(SELECT figure, sums.key, sums.key2, key3, count, input_tokens, output_tokens, cost_usd, buckets, counts
+ FROM sums LEFT JOIN times ON figure = 'step' AND times.key = sums.key AND times.key2 IS NOT DISTINCT FROM sums.key2
+ WHERE figure <> 'person')
+UNION ALL
+(SELECT figure, key, key2, key3, count, input_tokens, output_tokens, cost_usd, NULL, NULL
+ FROM sums WHERE figure = 'person' ORDER BY input_tokens + output_tokens DESC, count DESC, key LIMIT {people})
+"""
+
+
+def of_turns(since: datetime, until: datetime, chosen: Chosen) -> list[Tally]:
+    """The figures of the turns that began in [since, until) and are chosen. One query."""
+    condition, values = where([(since, until)], chosen)
+    sql = _ASK.format(parts=_OF_TURNS.format(where=condition), people=MOST_PEOPLE)
+    with connection.cursor() as cursor:
+        cursor.execute(sql, values * 3)
+        return [_tally(row) for row in cursor.fetchall()]
+
+
+def where(spans: Sequence[tuple[datetime, datetime]], chosen: Chosen) -> tuple[str, list[Any]]:
+    """SQL over turns, and its values."""
+    began = " OR ".join(["(started_at >= %s AND started_at < %s)"] * len(spans)) or "false"
+    conditions, values = [f"({began})"], [moment for span in spans for moment in span]
+    more: list[Any] = list(values)
+    if chosen.user_id is not None:
+        conditions.append("user_id = %s")
+        more.append(chosen.user_id)
+    if chosen.model is not None:
+        conditions.append("model = %s")
+        more.append(chosen.model)
+    if chosen.tool is not None:
+        conditions.append("tags @> ARRAY[%s]")
+        more.append(tool_tag(chosen.tool))
+    return " AND ".join(conditions), more
+
+
+def _tally(row: Sequence[Any]) -> Tally:
+    figure, key, key2, key3, count, input_tokens, output_tokens, cost_usd, buckets, counts = row
+    times = dict(zip(buckets or (), counts or (), strict=True))
+    return Tally(figure, key, key2, key3, count, input_tokens, output_tokens, cost_usd, times)
