@@ -6,17 +6,21 @@ The same three views answer below /api/v1/flows/ and, for the original's address
 
 from typing import Any, cast
 
+from django.http.response import HttpResponseBase
+from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from flows import history, tree
+from flows import exports, history, tree
 from flows.cursor import BadCursor
 from flows.history import FlowFilters, TurnFilters
 from flows.reader import Reader
 from flows.serializers import (
+    ExportQuery,
+    ExportSerializer,
     FlowQuery,
     SessionFlowsSerializer,
     SessionIdField,
@@ -89,15 +93,29 @@ class SessionFlows(APIView):
 
 
 class Turns(BadCursorIs400):
-    """Turn summaries, the last begun first, a page at a time."""
+    """Turn summaries, sorted, a page at a time."""
 
     @extend_schema(parameters=[TurnQuery], responses={200: TurnsSerializer, **ERRORS})
     def get(self, request: Request) -> Response:
-        """Turn summaries, the last begun first. One's own, or everybody's with the right flows.view."""
+        """Turn summaries, sorted. One's own, or everybody's with the right flows.view."""
         query = TurnQuery(data=request.query_params)
         query.is_valid(raise_exception=True)
         page = _reader(request).turns(TurnFilters(**query.filters()), **query.paging())
         return Response({"turns": [history.summary(turn) for turn in page.rows], "next": page.next})
+
+
+class TurnsExport(APIView):
+    """The same turns, all of them, as a stream."""
+
+    @extend_schema(
+        parameters=[ExportQuery],
+        responses={(200, "text/csv"): OpenApiTypes.STR, (200, "application/json"): ExportSerializer, **ERRORS},
+    )
+    def get(self, request: Request) -> HttpResponseBase:
+        """All turns of the filters, with their questions, as CSV or JSON. One's own, or everybody's with flows.view."""
+        query = ExportQuery(data=request.query_params)
+        query.is_valid(raise_exception=True)
+        return exports.answer(cast(User, request.user), TurnFilters(**query.filters()), **query.paging())
 
 
 def _checked(name: str, field: Any, text: str) -> str:

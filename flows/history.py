@@ -1,6 +1,6 @@
 """What was stored, read back: the queries behind the history API and the history pages.
 
-Lists run newest first and go on after the last row given out (its time and id), so rows that
+Lists go on after the last row given out (what they are ordered by, and its id), so rows that
 arrive meanwhile move nothing: what was stored when page 1 was read is neither skipped nor
 repeated. Who may read what is decided one door further out, in `flows.reader`.
 """
@@ -8,18 +8,22 @@ repeated. Who may read what is decided one door further out, in `flows.reader`.
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Generic, TypeVar
+from types import MappingProxyType
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 from uuid import UUID
 
-from django.db.models import Exists, Model, OuterRef, Q, QuerySet, TextField
+from django.db import connection
+from django.db.models import Exists, F, Model, OuterRef, Q, QuerySet, TextField, Value
+from django.db.models.expressions import Combinable
+from django.db.models.fields.tuple_lookups import TupleGreaterThan, TupleLessThan
 from django.db.models.functions import Cast
 
 from flows import cursor as cursors
 from flows.cursor import Place, Question
-from flows.models import InteractionFlow, Turn
+from flows.models import STAGES, InteractionFlow, Outcome, Turn, tag, tool_tag
 
 MAX_LIMIT = 500
 DEFAULT_LIMIT = 50
@@ -29,6 +33,9 @@ INTERNAL_METADATA = {"block_check": frozenset({"reason", "internal_reason"})}
 NOTHING_INTERNAL: frozenset[str] = frozenset()
 RUNNING = "running"
 EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+_STAGE_NUMBERS = {name: number for number, name in STAGES.items()}
+# how the three kinds of marks begin
+_TOOL, _NAME, _STATUS = tool_tag(""), tag(""), tag(None, "")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 R = TypeVar("R", bound=Model)
@@ -48,24 +55,56 @@ class FlowFilters:
 
 @dataclass(frozen=True, slots=True)
 class TurnFilters:
-    """Which turns. `outcome` may be RUNNING; `tool` means a tool_call of it; `q` is sought in the question."""
+    """Which turns. Times are aware and about started_at; `since` is included, `until` is not."""
 
     user_id: str | None = None
     session_id: str | None = None
-    outcome: str | None = None
+    outcome: str | None = None  # or RUNNING
     model: str | None = None
-    tool: str | None = None
+    tool: str | None = None  # with a tool_call of it
+    checkpoint: str | None = None  # with a checkpoint of this name,
+    status: str | None = None  # and with this status; without a name: any checkpoint with it
+    error: str | None = None  # the code that says why it was refused or failed
+    stage: str | None = None  # a name of STAGES: it ended there, or stands there
     since: datetime | None = None
     until: datetime | None = None
-    q: str | None = None
+    slower_ms: float | None = None  # ended, and took longer than so many milliseconds
+    q: str | None = None  # text in the question, upper and lower case alike
 
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[R]):
-    """Some rows, and the cursor of the page after them (None: that was the last)."""
+    """Some rows, and the cursors of the pages after and before them (None: there is none)."""
 
     rows: list[R]
     next: str | None
+    previous: str | None = None
+
+
+class Order(NamedTuple):
+    """How a list runs: by a value and then by id, both one way."""
+
+    by: Combinable
+    id: str
+    descending: bool = True
+
+
+# What turns can be sorted by; a minus before the name begins with the largest.
+SORTS: Mapping[str, Combinable] = MappingProxyType(
+    {
+        "started": F("started_at"),
+        "duration": F("duration_ms"),
+        "first_token": F("ttft_ms"),
+        "tokens": F("input_tokens") + F("output_tokens"),
+        "cost": F("cost_usd"),
+        "tools": F("tool_calls"),
+    }
+)
+DEFAULT_SORT = "-started"
+SORT_NAMES = tuple(sign + name for name in SORTS for sign in ("-", ""))
+COUNTED_AT_MOST = 10_000
+# What occurs is read from this many of the newest turns: enough to find it, and always as cheap.
+OCCURRING_IN = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +128,8 @@ def flows_of(
         rows = rows.filter(Exists(Turn.objects.filter(turn_id=OuterRef("turn_id"), outcome=filters.outcome)))
     rows = _between(rows, "created_at", filters.since, filters.until)
     question = _question("flows", filters, user_id=user_id)
-    page = _page(rows, ("created_at", "flow_id"), question, limit=limit, cursor=cursor)
-    return Page(_readable(page.rows), page.next)
+    page = _page(rows, Order(F("created_at"), "flow_id"), question, limit=limit, cursor=cursor)
+    return replace(page, rows=_readable(page.rows))
 
 
 def session(
@@ -128,26 +167,105 @@ def turn(turn_id: UUID) -> Session | None:
     return Session(found.session_id, found.user_id, [found], _readable(rows))
 
 
-def turns(filters: TurnFilters, *, limit: int = DEFAULT_LIMIT, cursor: str | None = None) -> Page[Turn]:
-    """Turn summaries, the last begun first. One query; raises BadCursor.
+def turns(
+    filters: TurnFilters, *, sort: str = DEFAULT_SORT, limit: int = DEFAULT_LIMIT, cursor: str | None = None
+) -> Page[Turn]:
+    """Turn summaries in the order `sort` (of SORT_NAMES). One query; raises BadCursor.
 
-    Costs an index walk from the newest turn on until the page is full: cheap, unless a rare
-    `model`, `tool` or `q` is sought among everybody's turns without a user or a time.
+    Sorted by anything but their start, only turns that have ended and have the value are listed:
+    the figures of a running turn still move, and its place with them.
+
+    Each order and most filters have an index, so a page costs what it shows. What is rare in
+    several filters at once is sought in as many turns as fit the rarest of them.
     """
+    name = sort.removeprefix("-")
+    found = matching(filters).defer("tags", "steps", "step_ms")
+    if name != "started":
+        found = found.filter(outcome__isnull=False)
+    if name in {"duration", "first_token", "cost"}:
+        column = {"duration": "duration_ms", "first_token": "ttft_ms", "cost": "cost_usd"}[name]
+        found = found.filter(**{f"{column}__isnull": False})
+    question = _question("turns", filters, sort=sort)
+    order = Order(SORTS[name], "turn_id", descending=sort.startswith("-"))
+    return _page(found, order, question, limit=limit, cursor=cursor)
+
+
+def matching(filters: TurnFilters) -> QuerySet[Turn]:
+    """The turns these filters mean, in no order."""
     found = _between(Turn.objects.all(), "started_at", filters.since, filters.until)
-    for column in ("user_id", "session_id", "model"):
+    for column in ("user_id", "session_id", "model", "error"):
         if (wanted := getattr(filters, column)) is not None:
             found = found.filter(**{column: wanted})
     if filters.outcome is not None:
         found = found.filter(outcome=None if filters.outcome == RUNNING else filters.outcome)
+    if filters.stage is not None:
+        found = found.filter(stage=_STAGE_NUMBERS[filters.stage])
+    if filters.slower_ms is not None:
+        found = found.filter(outcome__isnull=False, duration_ms__gt=filters.slower_ms)
     if filters.q is not None:
         found = found.filter(question__icontains=filters.q)
-    if filters.tool is not None:
-        calls = InteractionFlow.objects.filter(
-            turn_id=OuterRef("turn_id"), checkpoint="tool_call", metadata__tool=filters.tool
-        )
-        found = found.filter(Exists(calls), tool_calls__gt=0)
-    return _page(found, ("started_at", "turn_id"), _question("turns", filters), limit=limit, cursor=cursor)
+    if tags := _tags(filters):
+        found = found.filter(tags__contains=tags)
+    return found
+
+
+def _tags(filters: TurnFilters) -> list[str]:
+    tags = [] if filters.tool is None else [tool_tag(filters.tool)]
+    if filters.checkpoint is not None or filters.status is not None:
+        tags.append(tag(filters.checkpoint, filters.status))
+    return tags
+
+
+def count(filters: TurnFilters) -> int:
+    """How many turns these filters mean, exactly. One query, which reads them all."""
+    return matching(filters).count()
+
+
+def outcomes(filters: TurnFilters) -> dict[str, int]:
+    """How many turns of each outcome, and RUNNING, fit the other filters; the filter `outcome` is left aside.
+
+    One query. Nothing is counted beyond COUNTED_AT_MOST of an outcome, so that it costs no more
+    in a large table: there that number plus one stands for "more".
+    """
+    names = [RUNNING, *Outcome.values]
+    each = [matching(replace(filters, outcome=name)).order_by().values(one=Value(1)) for name in names]
+    parts = [rows[: COUNTED_AT_MOST + 1].query.sql_with_params() for rows in each]
+    # the only SQL in it is Django's own; the values go as parameters
+    counts = ", ".join(f"(SELECT count(*) FROM ({sql}) AS some)" for sql, _ in parts)  # noqa: S608
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {counts}", [value for _, values in parts for value in values])
+        return dict(zip(names, cursor.fetchone(), strict=True))
+
+
+def later(filters: TurnFilters, than: datetime) -> int:
+    """How many turns of these filters began after `than`; at most 100 are counted. One query."""
+    since = max(than, filters.since) if filters.since else than
+    newer = matching(replace(filters, since=since)).filter(started_at__gt=than)
+    return newer.order_by().values("pk")[:100].count()
+
+
+@dataclass(frozen=True, slots=True)
+class Occurring:
+    """What a form can offer: names that occur in the newest turns, each list in order."""
+
+    models: list[str]
+    tools: list[str]
+    checkpoints: list[str]
+    statuses: list[str]
+    errors: list[str]
+
+
+def occurring(user_id: str | None = None) -> Occurring:
+    """What occurs in the newest OCCURRING_IN turns, of one user or of all. One query, some milliseconds."""
+    newest = Turn.objects.filter(**({"user_id": user_id} if user_id is not None else {})).order_by("-started_at")
+    models, errors, tags = set(), set(), set()
+    for model, error, marks in newest.values_list("model", "error", "tags")[:OCCURRING_IN]:
+        models.add(model)
+        errors.add(error)
+        tags.update(marks)
+    marked = {kind: [mark[len(kind) :] for mark in tags if mark.startswith(kind)] for kind in (_TOOL, _NAME, _STATUS)}
+    lists = (models, marked[_TOOL], marked[_NAME], marked[_STATUS], errors)
+    return Occurring(*(sorted(each for each in one if each) for one in lists))
 
 
 def is_known(user_id: str) -> bool:
@@ -210,7 +328,7 @@ def as_session_id(text: str) -> str | None:
 
 
 def _question(kind: str, filters: FlowFilters | TurnFilters, **more: str) -> Question:
-    """What a cursor is bound to: the list and its filters, equal times spelled equally."""
+    """What a cursor is bound to: the list, its filters and order; equal times spelled equally."""
     words = {key: wire_time(value) if isinstance(value, datetime) else value for key, value in asdict(filters).items()}
     return {"list": kind, **words, **more}
 
@@ -223,20 +341,34 @@ def _between(rows: QuerySet[R], column: str, since: datetime | None, until: date
     return rows
 
 
-def _page(rows: QuerySet[R], order: tuple[str, str], question: Question, *, limit: int, cursor: str | None) -> Page[R]:
-    """The next `limit` rows after the cursor, newest first by (time, id)."""
-    time_column, id_column = order
-    if cursor is not None:
-        place = cursors.decode(cursor, question)
-        # the first condition is the one the index can start from
-        rows = rows.filter(**{f"{time_column}__lte": place.at})
-        rows = rows.exclude(**{time_column: place.at, f"{id_column}__gte": place.id})
-    found = list(rows.order_by(f"-{time_column}", f"-{id_column}")[: limit + 1])
-    if len(found) <= limit:
-        return Page(found, None)
-    last = found[limit - 1]
-    place = Place(getattr(last, time_column), getattr(last, id_column))
-    return Page(found[:limit], cursors.encode(place, question))
+def _page(rows: QuerySet[R], order: Order, question: Question, *, limit: int, cursor: str | None) -> Page[R]:
+    """The `limit` rows after the cursor's place, or before it if it says so, in the list's order."""
+    place = None if cursor is None else cursors.decode(cursor, question)
+    backwards = place is not None and place.backwards
+    downwards = order.descending != backwards
+    everything = rows = cast("QuerySet[R]", rows.annotate(sorted_by=order.by))
+    if place is not None:
+        # one comparison of rows, so that the index is entered at the very place, however many are equal
+        beyond = (TupleLessThan if downwards else TupleGreaterThan)(
+            (F("sorted_by"), F(order.id)), (place.value, place.id)
+        )
+        rows = rows.filter(beyond)
+    sign = "-" if downwards else ""
+    found = list(rows.order_by(f"{sign}sorted_by", f"{sign}{order.id}")[: limit + 1])
+    more = len(found) > limit
+    if backwards and not more:
+        # the beginning of the list: whole, with what has come since
+        return _page(everything, order, question, limit=limit, cursor=None)
+    found = found[:limit][:: -1 if backwards else 1]
+    return Page(
+        found,
+        _cursor(found[-1], order, question) if found and (more or backwards) else None,
+        _cursor(found[0], order, question, backwards=True) if found and place is not None else None,
+    )
+
+
+def _cursor(row: Any, order: Order, question: Question, *, backwards: bool = False) -> str:
+    return cursors.encode(Place(row.sorted_by, getattr(row, order.id), backwards), question)
 
 
 def _stored() -> QuerySet[InteractionFlow]:

@@ -15,6 +15,8 @@ from django.contrib.postgres.indexes import GinIndex
 from django.db import models
 from django.db.models.functions import Now
 
+from flows.saved_views import SavedView  # noqa: F401 (a model of this app)
+
 
 class CurrentTimestamp(models.Func):
     """CURRENT_TIMESTAMP, as in the original table (Django's Now() is STATEMENT_TIMESTAMP())."""

@@ -14,7 +14,7 @@ from django.core.exceptions import PermissionDenied
 from django.http import Http404
 
 from flows import history
-from flows.history import DEFAULT_LIMIT, FlowFilters, Page, Session, Shown, TurnFilters
+from flows.history import DEFAULT_LIMIT, DEFAULT_SORT, FlowFilters, Page, Session, Shown, TurnFilters
 from flows.models import InteractionFlow, Turn
 from omni2.accounts.access import record_access
 from omni2.accounts.models import User
@@ -68,15 +68,32 @@ class Reader:
         self._note("turn", found.user_id, {"session_id": found.session_id, "turn_id": str(turn_id)})
         return found
 
-    def turns(self, filters: TurnFilters, *, limit: int = DEFAULT_LIMIT, cursor: str | None = None) -> Page[Turn]:
-        """Turn summaries, the last begun first; his own unless he sees all. Raises NotYours, BadCursor."""
-        if not self.sees_all:
-            if filters.user_id not in {None, self.user_id}:
-                raise NotYours("You may read only your own turns.")
-            filters = replace(filters, user_id=self.user_id)
-        page = history.turns(filters, limit=limit, cursor=cursor)
-        self._note("turns", filters.user_id, asdict(filters), further_page=cursor is not None)
+    def turns(
+        self,
+        filters: TurnFilters,
+        *,
+        sort: str = DEFAULT_SORT,
+        limit: int = DEFAULT_LIMIT,
+        cursor: str | None = None,
+    ) -> Page[Turn]:
+        """Turn summaries, sorted; his own unless he sees all. Raises NotYours, BadCursor."""
+        filters = self.limited(filters)
+        page = history.turns(filters, sort=sort, limit=limit, cursor=cursor)
+        sorted_by = {} if sort == DEFAULT_SORT else {"sort": sort}
+        self._note("turns", filters.user_id, {**asdict(filters), **sorted_by}, further_page=cursor is not None)
         return page
+
+    def limited(self, filters: TurnFilters) -> TurnFilters:
+        """The filters, for his own turns unless he sees all. Raises NotYours."""
+        if self.sees_all:
+            return filters
+        if filters.user_id not in {None, self.user_id}:
+            raise NotYours("You may read only your own turns.")
+        return replace(filters, user_id=self.user_id)
+
+    def note_export(self, filters: TurnFilters, **facts: Any) -> None:
+        """One line of the access log for an export of others' turns: that it begins, or how it ended."""
+        self._note("turns", filters.user_id, {**asdict(filters), **facts}, action=EXPORTED)
 
     def as_wire(self, row: InteractionFlow) -> dict[str, Any]:
         """The checkpoint as this reader gets it."""

@@ -12,10 +12,12 @@ from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from flows.history import DEFAULT_LIMIT, MAX_LIMIT, RUNNING, as_session_id
-from flows.models import Outcome
+from flows.history import DEFAULT_LIMIT, DEFAULT_SORT, MAX_LIMIT, RUNNING, SORT_NAMES, as_session_id
+from flows.models import STAGES, Outcome
 
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
+_DURATION = re.compile(r"\s*([0-9]{1,9}(?:[.,][0-9]{1,6})?)\s*([a-z]*)\s*", re.ASCII | re.IGNORECASE)
+_UNITS_MS = {"": 1, "ms": 1, "s": 1000, "sec": 1000, "min": 60_000, "m": 60_000, "h": 3_600_000}
 
 
 @extend_schema_field({"type": "integer", "minimum": 1, "maximum": MAX_LIMIT})
@@ -52,6 +54,23 @@ class TimeField(serializers.Field[datetime, str, str, Any]):
         return value.isoformat()
 
 
+@extend_schema_field({"type": "number", "minimum": 0})
+class DurationField(serializers.Field[float, str, float, Any]):
+    """Milliseconds; people may also write `1.5 s`, `800 ms`, `2 min`."""
+
+    default_error_messages = {"invalid": "A duration is needed, such as 1.5 s, 800 ms or 2 min."}
+
+    def to_internal_value(self, data: str) -> float:
+        said = _DURATION.fullmatch(str(data))
+        unit = _UNITS_MS.get(said[2].lower()) if said else None
+        if said is None or unit is None:
+            self.fail("invalid")
+        return float(said[1].replace(",", ".")) * unit
+
+    def to_representation(self, value: float) -> float:
+        return value
+
+
 @extend_schema_field(OpenApiTypes.UUID)
 class SessionIdField(serializers.CharField):
     """A session id in its one spelling, lower-case with hyphens."""
@@ -79,11 +98,13 @@ def _text(max_length: int, **kwargs: Any) -> serializers.CharField:
     return serializers.CharField(required=False, max_length=max_length, trim_whitespace=False, **kwargs)
 
 
+# parameters that are no filters
+PAGING = ("limit", "cursor", "sort", "format")
+
+
 class _Query(serializers.Serializer[Any]):
     """Query parameters. An empty one counts as not given, except `limit`, which must be a number."""
 
-    limit = LimitField(required=False, default=DEFAULT_LIMIT)
-    cursor = _text(200, help_text="`next` of the page before; good for the same filters only")
     since = TimeField(required=False, help_text="from then on, ISO 8601, UTC unless it says otherwise")
     until = TimeField(required=False, help_text="before then, ISO 8601, UTC unless it says otherwise")
 
@@ -94,14 +115,21 @@ class _Query(serializers.Serializer[Any]):
 
     def filters(self) -> dict[str, Any]:
         """The filters alone, by name."""
-        return {key: value for key, value in self.validated_data.items() if key not in {"limit", "cursor"}}
+        return {key: value for key, value in self.validated_data.items() if key not in PAGING}
 
     def paging(self) -> dict[str, Any]:
-        """`limit` and `cursor`."""
-        return {"limit": self.validated_data["limit"], "cursor": self.validated_data.get("cursor")}
+        """`limit`, `cursor`, `sort`, `format`: those of them that there are."""
+        return {key: value for key, value in self.validated_data.items() if key in PAGING}
 
 
-class FlowQuery(_Query):
+class _PageQuery(_Query):
+    """A page of a list."""
+
+    limit = LimitField(required=False, default=DEFAULT_LIMIT)
+    cursor = _text(200, help_text="`next` of the page before; good for the same filters and order only")
+
+
+class FlowQuery(_PageQuery):
     """Query parameters of `GET /api/v1/flows/user/{user_id}`."""
 
     checkpoint = _text(50, help_text="the name of a checkpoint, such as tool_call")
@@ -110,8 +138,8 @@ class FlowQuery(_Query):
     )
 
 
-class TurnQuery(_Query):
-    """Query parameters of `GET /api/v1/turns`."""
+class TurnFilterQuery(_Query):
+    """Which turns: query parameters of whatever lists them."""
 
     user_id = UserIdField(required=False)
     session_id = SessionIdField(required=False)
@@ -120,7 +148,30 @@ class TurnQuery(_Query):
     )
     model = _text(200)
     tool = _text(200, help_text="turns with a tool_call of this tool")
+    checkpoint = _text(50, help_text="turns with a checkpoint of this name")
+    status = _text(50, help_text="with this status, of `checkpoint` or, without that, of any checkpoint")
+    error = _text(100, help_text="the code that says why a turn was refused or failed")
+    stage = serializers.ChoiceField(
+        required=False, choices=list(STAGES.values()), help_text="how far it came: it ended there, or stands there"
+    )
+    slower_ms = DurationField(required=False, help_text="ended turns that took longer than so many milliseconds")
     q = _text(200, help_text="text to find in the question, upper and lower case alike")
+    sort = serializers.ChoiceField(
+        required=False,
+        choices=SORT_NAMES,
+        default=DEFAULT_SORT,
+        help_text="a minus begins with the largest; by anything but `started`, only ended turns that have the value",
+    )
+
+
+class TurnQuery(TurnFilterQuery, _PageQuery):
+    """Query parameters of `GET /api/v1/turns`."""
+
+
+class ExportQuery(TurnFilterQuery):
+    """Query parameters of `GET /api/v1/turns/export`."""
+
+    format = serializers.ChoiceField(required=False, choices=("csv", "json"), default="csv")
 
 
 class SessionQuery(serializers.Serializer[Any]):
@@ -173,6 +224,19 @@ class TurnSerializer(serializers.Serializer[Any]):
     error = serializers.CharField(allow_null=True)
 
 
+class ExportedTurnSerializer(TurnSerializer):
+    """One turn, summed up, with what is kept of its question."""
+
+    question = serializers.CharField()
+
+
+class ExportSerializer(serializers.Serializer[Any]):
+    """An export, whole only if it ends with `count`."""
+
+    turns = ExportedTurnSerializer(many=True)
+    count = serializers.IntegerField()
+
+
 class UserFlowsSerializer(serializers.Serializer[Any]):
     """A page of a user's checkpoints, newest first."""
 
@@ -192,7 +256,7 @@ class SessionFlowsSerializer(serializers.Serializer[Any]):
 
 
 class TurnsSerializer(serializers.Serializer[Any]):
-    """A page of turns, the last begun first."""
+    """A page of turns."""
 
     turns = TurnSerializer(many=True)
     next = serializers.CharField(allow_null=True, help_text="the cursor of the next page")

@@ -2,7 +2,7 @@
 
 from django.urls import URLPattern, URLResolver, path
 
-from flows.api import SessionFlows, Turns, UserFlows
+from flows.api import SessionFlows, Turns, TurnsExport, UserFlows
 from flows.pages import page_urls
 from flows.session_pages import session_urls
 
@@ -11,5 +11,6 @@ api_urls: list[URLPattern | URLResolver] = [
     path("api/v1/flows/user/<path:user_id>", UserFlows.as_view(), name="flows-of-user"),
     path("api/v1/flows/session/<path:session_id>", SessionFlows.as_view(), name="flows-of-session"),
     path("api/v1/turns", Turns.as_view(), name="turns"),
+    path("api/v1/turns/export", TurnsExport.as_view(), name="turns-export"),
 ]
 urlpatterns = api_urls + page_urls + session_urls

@@ -27,8 +27,9 @@ from chat.llm import warm_up
 from monitoring.routing import websocket_application
 from omni2 import wiring
 from omni2.intake import intake
+from omni2.whole import whole_or_broken_off
 
-checked_django_application = intake(django_application)
+checked_django_application = whole_or_broken_off(intake(django_application))
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Any]]

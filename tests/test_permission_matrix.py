@@ -38,6 +38,7 @@ POST   /account/tokens/{token_id}/revoke/                          302    404   
 GET    /chat/                                                      302    200      200       200        200
 POST   /chat/render                                                401    400      400       400        400
 GET    /chat/{session_id}/                                         302    404      404       404        404
+GET    /chat/{session_id}/exchanges                                401    404      404       404        404
 GET    /flows/                                                     302    200      200       200        200
 GET    /flows/{session_id}/                                        302    404      200       200        200
 GET    /flows/{session_id}/growth                                  401    403      403       403        403
@@ -58,6 +59,8 @@ GET    /api/v1/flows/user/nobody@example.com                       401    403   
 GET    /api/v1/flows/session/{session_id}                          401    404      200       200        200
 GET    /api/v1/turns                                               401    200      200       200        200
 GET    /api/v1/turns?user_id={user_id}                             401    403      200       200        200
+GET    /api/v1/turns/export                                        401    200      200       200        200
+GET    /api/v1/turns/export?user_id={user_id}                      401    403      200       200        200
 POST   /api/v1/monitoring/enable                                   401    403      403       400        400
 POST   /api/v1/monitoring/disable                                  401    403      403       400        400
 GET    /api/v1/monitoring/users                                    401    403      403       200        200
