@@ -41,7 +41,7 @@ class LlmServer:
         self._loop.close()
 
     def _run(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
     @property
     def requests(self) -> list[Any]:
@@ -58,7 +58,7 @@ class LlmServer:
         """What a started Omni2 needs to use it as its model."""
         return {"LLM_MODEL": MODEL, "LLM_BASE_URL": self.url, "LLM_API_KEY": KEY}
 
-    def wait_until(self, holds: Callable[[], object], *, seconds: float = 10) -> None:
+    def wait_until(self, holds: Callable[[], object], *, seconds: float = 30) -> None:
         """Wait until something holds that another thread brings about."""
         deadline = time.monotonic() + seconds
         while not holds():

@@ -48,8 +48,8 @@ def drained(ledger: Ledger) -> bool:
 
 
 def assert_it_adds_up(ledger: Ledger) -> None:
-    eventually(lambda: drained(ledger), "the log is drained", limit_s=30)
-    eventually(lambda: not ledger.problems(), f"it adds up: {summary(ledger)} {ledger.problems()[:3]}", limit_s=5)
+    eventually(lambda: drained(ledger), "the log is drained")
+    eventually(lambda: not ledger.problems(), f"it adds up: {summary(ledger)} {ledger.problems()[:3]}")
 
 
 async def under_load(ledger: Ledger, faults: object, *, at_once: int = 8, url: str = "") -> None:
@@ -154,9 +154,7 @@ async def test_chats_go_on_while_redis_is_away(omni2: Running, ledger: Ledger, h
     assert degraded[0][0] == 503
     assert all(told.end == "done" for told in ledger.told), summary(ledger)
     assert all(told.durable == told.checkpoints for told in ledger.told[-8:]), "tracking did not recover"
-    await asyncio.to_thread(
-        eventually, lambda: get(omni2.url + "/readyz", timeout_s=20)[0] == 200, "ready again", limit_s=30
-    )
+    await asyncio.to_thread(eventually, lambda: get(omni2.url + "/readyz", timeout_s=20)[0] == 200, "ready again")
     await asyncio.to_thread(assert_it_adds_up, ledger)
 
 

@@ -36,11 +36,11 @@ def test_it_names_what_is_not_ready_and_recovers(start_omni2) -> None:
     omni2.postgres.kill()
     eventually(lambda: "postgresql" in ready(omni2)[1]["not_ready"], "PostgreSQL is gone")
     omni2.postgres.start()
-    eventually(lambda: ready(omni2)[0] == 200, "ready when PostgreSQL is back", limit_s=40)
+    eventually(lambda: ready(omni2)[0] == 200, "ready when PostgreSQL is back")
 
     omni2.persisters[0].stop()
     # silent for 15 s is what counts as gone
-    eventually(lambda: "persister" in ready(omni2)[1]["not_ready"], "a frozen persister is seen", limit_s=40)
+    eventually(lambda: "persister" in ready(omni2)[1]["not_ready"], "a frozen persister is seen")
     omni2.persisters[0].cont()
     eventually(lambda: ready(omni2)[0] == 200, "ready when the persister goes on")
 

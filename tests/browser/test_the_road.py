@@ -9,7 +9,7 @@ from tests.browser.conftest import Api, Visits
 from tests.people import PASSWORD
 from tests.running import Running, eventually
 
-LONG_MS = 20_000
+LONG_MS = 60_000
 
 
 def shown_ids(page: Page) -> list[str]:
