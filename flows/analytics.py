@@ -132,25 +132,35 @@ class Analysis:
 
 def analyse(question: Question, slots: Sequence[datetime]) -> Analysis:
     """All figures of one question. `slots`: the borders of its hours or days, ascending. A few queries."""
-    chosen = Chosen(question.user_id, question.model, question.tool)
-    figures = defaultdict(list)
-    for tally in tallies.of_turns(question.since, question.until, chosen):
-        figures[tally.figure].append(tally)
-    ends, steps = figures[tallies.END], figures[tallies.STEP]
+    figures = _figures(question)
+    ends, measured = figures[tallies.END], figures[tallies.STEP]
     return Analysis(
         turns=sum(end.count for end in ends),
         outcomes=_sums((end.key2 or RUNNING, end.count) for end in ends),
         slots=_slots(question, slots),
-        turn=_percentiles(step for step in steps if step.key == tallies.TURN_TIME),
-        first_token=_percentiles(step for step in steps if step.key == tallies.FIRST_TOKEN),
-        steps=_steps(steps),
+        turn=_percentiles(step for step in measured if step.key == tallies.TURN_TIME),
+        first_token=_percentiles(step for step in measured if step.key == tallies.FIRST_TOKEN),
+        steps=_steps(measured),
         funnel=_funnel(ends),
         models=_spent(figures[tallies.MODEL]),
         users=_spent(figures[tallies.PERSON]),
-        tools=_tools(figures[tallies.TOOL], steps),
+        tools=_tools(figures[tallies.TOOL], measured),
         problems=_problems(ends),
         slowest=list(_turns(question).filter(duration_ms__isnull=False).order_by("-duration_ms", "-turn_id")[:SLOWEST]),
     )
+
+
+def steps(question: Question) -> list[Step]:
+    """Its measured steps alone. One query."""
+    return _steps(_figures(question)[tallies.STEP])
+
+
+def _figures(question: Question) -> dict[str, list[Tally]]:
+    found: dict[str, list[Tally]] = defaultdict(list)
+    chosen = Chosen(question.user_id, question.model, question.tool)
+    for tally in tallies.of_turns(question.since, question.until, chosen):
+        found[tally.figure].append(tally)
+    return found
 
 
 def _turns(question: Question) -> QuerySet[Turn]:
