@@ -66,6 +66,7 @@ class TurnFilters:
     status: str | None = None  # and with this status; without a name: any checkpoint with it
     error: str | None = None  # the code that says why it was refused or failed
     stage: str | None = None  # a name of STAGES: it ended there, or stands there
+    reached: str | None = None  # a name of STAGES: it came at least so far
     since: datetime | None = None
     until: datetime | None = None
     slower_ms: float | None = None  # ended, and took longer than so many milliseconds
@@ -200,6 +201,8 @@ def matching(filters: TurnFilters) -> QuerySet[Turn]:
         found = found.filter(outcome=None if filters.outcome == RUNNING else filters.outcome)
     if filters.stage is not None:
         found = found.filter(stage=_STAGE_NUMBERS[filters.stage])
+    if filters.reached is not None:
+        found = found.filter(stage__gte=_STAGE_NUMBERS[filters.reached])
     if filters.slower_ms is not None:
         found = found.filter(outcome__isnull=False, duration_ms__gt=filters.slower_ms)
     if filters.q is not None:

@@ -154,6 +154,9 @@ class TurnFilterQuery(_Query):
     stage = serializers.ChoiceField(
         required=False, choices=list(STAGES.values()), help_text="how far it came: it ended there, or stands there"
     )
+    reached = serializers.ChoiceField(
+        required=False, choices=list(STAGES.values()), help_text="it came at least so far"
+    )
     slower_ms = DurationField(required=False, help_text="ended turns that took longer than so many milliseconds")
     q = _text(200, help_text="text to find in the question, upper and lower case alike")
     sort = serializers.ChoiceField(
