@@ -1,7 +1,6 @@
-"""What was said before: the memory a continued session gives the model, and the chat page's lists."""
+"""What was said before: the memory a continued session gives the model, and the chat page's list of conversations."""
 
 from dataclasses import dataclass
-from datetime import datetime
 from uuid import UUID
 
 from django.db.models import QuerySet
@@ -59,25 +58,6 @@ def _that_fit(newest_first: list[Exchange], characters: int) -> list[Exchange]:
     return kept[::-1]
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
-    """One message as the chat page shows it."""
-
-    role: str
-    content: str
-    turn_id: str
-    created_at: datetime
-
-
 def conversations_of(user_pk: int) -> QuerySet[Conversation]:
     """A user's conversations, the one that was last continued first. Slice it: one query."""
     return Conversation.objects.filter(user_id=user_pk).order_by("-updated_at", "-session_id")
-
-
-def messages_of(user_pk: int, session_id: str, *, limit: int = 500) -> list[Said]:
-    """The newest `limit` messages of one conversation of this user, oldest first. One query.
-
-    Empty when there is none, or when it is somebody else's.
-    """
-    newest = Message.objects.filter(conversation_id=session_id, conversation__user_id=user_pk).order_by("-id")[:limit]
-    return [Said(each.role, each.content, str(each.turn_id), each.created_at) for each in reversed(newest)]

@@ -1,6 +1,7 @@
 """The pages as the server writes them: who may see what, filters, paging, what is noted, no script needed."""
 
 import json
+import re
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -311,9 +312,9 @@ def test_it_says_who_answers_and_who_may_watch(bob: Any, settings: Any) -> None:
 
 def test_rendering_is_for_signed_in_people_and_texts(bob: Any) -> None:
     client = signed_in(bob)
-    post = {"content_type": "application/json"}
+    post: Any = {"content_type": "application/json"}
     assert client.post("/chat/render", {"text": "**x**"}, **post).json() == {"html": "<p><strong>x</strong></p>\n"}
-    for bad in ("", "[]", '{"text": 1}', '{"text"', "[" * 100_000, '{"text": null}'):
+    for bad in ("", "[]", '{"text": 1}', '{"text"', "[" * 100_000, '{"text": null}', '{"text": "x", "growing": 1}'):
         assert client.post("/chat/render", bad, **post).status_code == 400, bad[:20]
     assert client.post("/chat/render", json.dumps({"text": "\ud800"}), **post).status_code == 200
     assert Client().post("/chat/render", {"text": "x"}, **post).status_code == 401
@@ -321,6 +322,43 @@ def test_rendering_is_for_signed_in_people_and_texts(bob: Any) -> None:
     strict = Client(enforce_csrf_checks=True)
     strict.force_login(bob)
     assert strict.post("/chat/render", {"text": "x"}, **post).status_code == 403
+
+
+def test_a_growing_answer_is_rendered_from_where_it_still_grows(bob: Any) -> None:
+    client = signed_in(bob)
+    body = {"text": "# One\n\n- two\n- <b>three</b>\n", "growing": True}
+    answer = client.post("/chat/render", body, content_type="application/json").json()
+    assert answer == {
+        "html": "<h1>One</h1>\n",
+        "growing": "<ul>\n<li>two</li>\n<li>&lt;b&gt;three&lt;/b&gt;</li>\n</ul>\n",
+        "lines": 2,
+    }
+
+
+def test_a_long_conversation_opens_at_its_end_and_older_questions_come_on_demand(bob: Any, charlie: Any) -> None:
+    conversation = conversation_of(bob, "question 0", "answer 0")
+    for number in range(1, 70):
+        turn_id = uuid.uuid4()
+        for role, text in ((Role.USER, "question"), (Role.ASSISTANT, "answer")):
+            Message.objects.create(conversation=conversation, role=role, content=f"{text} {number}", turn_id=turn_id)
+    client, path = signed_in(bob), f"/chat/{conversation.session_id}/"
+    seen: list[str] = []
+    address = path
+    while address:
+        html = page(client, address)
+        seen = re.findall(r'class="question"[^>]*>question (\d+)<', html) + seen
+        assert html.count('class="answer"') == html.count('class="question"') <= 30
+        older = re.search(r'href="([^"]+)" data-before="(\d+)"', html)
+        if older:
+            piece = page(client, f"{path}exchanges?before={older[2]}")
+            assert "<html" not in piece
+            assert 'class="question"' in piece
+        address = older[1] if older else ""
+    assert seen == [str(number) for number in range(70)]
+    for bad in ("?before=x", "?before=-1", "?before=1", "?turn=x", f"?turn={uuid.uuid4()}", "?before=" + "9" * 30):
+        page(client, path + "exchanges" + bad, 404)
+    page(signed_in(charlie), path + "exchanges", 404)
+    assert Client().get(path + "exchanges").status_code == 401
 
 
 def test_times_are_said_in_utc_until_a_script_knows_better(olga: Any, bob: Any) -> None:

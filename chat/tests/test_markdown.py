@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from chat.markdown import MOST_CHARACTERS, render
+from chat.markdown import MOST_CHARACTERS, render, render_growing
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,48 @@ def test_deep_nesting_ends() -> None:
     assert render(">" * 5000 + "x")
     assert render("[" * 5000)
     assert render("*" * 5000)
+
+
+GROWN = """# Title
+
+Some *text*
+on two lines.
+
+1. one
+2. two
+
+   still two
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+```
+code
+
+more
+```
+> quoted
+- a
+
+- b
+***
+the end"""
+
+
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_what_is_rendered_line_by_line_is_the_whole(every: int) -> None:
+    lines = GROWN.splitlines(keepends=True)
+    finished, begin = "", 0
+    for end in [*range(every, len(lines), every), len(lines)]:
+        part = render_growing("".join(lines[begin:end]))
+        finished += part.finished
+        begin += part.lines
+        assert render("".join(lines[:end])) == finished + part.growing
+    assert begin > len(lines) // 2
+
+
+def test_a_growing_text_is_as_safe_as_a_whole_one() -> None:
+    part = render_growing("<script>alert(1)</script>\n\n![x](https://evil.example/p.png) [y](javascript:alert(1))\n")
+    assert part.finished == "<p>&lt;script&gt;alert(1)&lt;/script&gt;</p>\n"
+    assert not re.search(r"<(?!/?(p|a)\b)|javascript:[^)]*\"", part.growing)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from chat.history import Exchange, conversations_of, memory, messages_of
+from chat.history import Exchange, conversations_of, memory
 from chat.models import Conversation, Message
 
 pytestmark = pytest.mark.django_db
@@ -71,13 +71,3 @@ def test_conversations_are_ones_own_the_newest_first(bob: Any, charlie: Any, ses
     newer = Conversation.objects.create(session_id=uuid.uuid4(), user=bob, title="newer")
     Conversation.objects.create(session_id=uuid.uuid4(), user=charlie, title="not his")
     assert [each.title for each in conversations_of(bob.pk)] == [newer.title, "t"]
-
-
-def test_messages_are_ones_own(bob: Any, charlie: Any, session: str, django_assert_num_queries: Any) -> None:
-    (a,) = turn_ids(1)
-    say(session, (a, "one", "eins"))
-    with django_assert_num_queries(1):
-        said = messages_of(bob.pk, session)
-    assert [(each.role, each.content, each.turn_id) for each in said] == [("user", "one", a), ("assistant", "eins", a)]
-    assert [each.content for each in messages_of(bob.pk, session, limit=1)] == ["eins"]
-    assert messages_of(charlie.pk, session) == []

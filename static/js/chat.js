@@ -1,7 +1,9 @@
 // Talking: one question at a time through POST /api/v1/ask/stream, the answer as it comes.
 
 import { announce, button, csrfToken, element, icon } from "./dom.js";
-import { count, duration, instant, moment, money } from "./format.js";
+import { count, duration, instant, moment, money, remaining, short } from "./format.js";
+import { GrowingAnswer, frameWide } from "./growing_answer.js";
+import { events } from "./server_events.js";
 import { showLocalTimes } from "./times.js";
 
 const chat = document.getElementById("chat");
@@ -10,103 +12,232 @@ const form = document.getElementById("ask");
 const message = document.getElementById("message");
 const send = document.getElementById("send");
 const stop = document.getElementById("stop");
+const toNewest = document.getElementById("to-newest");
+const DRAFT = "omni2.chat.draft";
+const TICK_MS = 200;
 
 let session = chat.dataset.session || null;
 let asking = null; // the AbortController of the question that is being answered
 
-showLocalTimes();
-lines.scrollTop = lines.scrollHeight;
+// --- the end of the page -------------------------------------------------------------------------
 
-// --- the page ----------------------------------------------------------------------------------
+// The page follows the answer while its reader is at its end, and leaves him where he is otherwise.
+let following = true;
+const toEnd = () => { lines.scrollTop = lines.scrollHeight; };
 
-// Follows the answer only while one is at its end.
-const atEnd = () => lines.scrollHeight - lines.scrollTop - lines.clientHeight < 60;
-function keepingEnd(change) {
-  const follow = atEnd();
-  change();
-  if (follow) lines.scrollTop = lines.scrollHeight;
+function change(draw) {
+  draw();
+  if (following) toEnd();
+  else toNewest.hidden = false;
 }
 
-function showAsked(question) {
-  document.getElementById("nothing-said")?.remove();
-  lines.append(element("div", { className: "line is-asked" }, element("div", { text: question, attributes: { dir: "auto" } })));
+lines.addEventListener("scroll", () => {
+  following = lines.scrollHeight - lines.scrollTop - lines.clientHeight < 40;
+  toNewest.hidden = following;
+}, { passive: true });
+
+toNewest.addEventListener("click", () => {
+  following = true;
+  toEnd();
+  message.focus({ preventScroll: true });
+});
+
+// What grows without us (a font that arrives, a window that becomes narrow) keeps the end in view as well.
+new ResizeObserver(() => following && toEnd()).observe(lines);
+
+// --- what stands there already ---------------------------------------------------------------------
+
+function dress(within) {
+  showLocalTimes(within);
+  for (const answer of within.querySelectorAll(".answer")) frameWide(answer);
 }
+
+const said = (query) => fetch(`/chat/${session}/exchanges?${query}`).then((reply) => (reply.ok ? reply.text() : Promise.reject(reply.status)));
+
+function parsed(html) {
+  const template = document.createElement("template");
+  template.innerHTML = html; // our own server's page, in which all text is escaped or sanitized
+  dress(template.content);
+  return template.content;
+}
+
+// Older questions come above what one reads, and move nothing.
+async function showEarlier(link) {
+  link.setAttribute("aria-busy", "true");
+  try {
+    const older = parsed(await said(`before=${link.dataset.before}`));
+    const first = link.closest(".earlier").nextElementSibling;
+    const fromEnd = lines.scrollHeight - lines.scrollTop;
+    link.closest(".earlier").replaceWith(older);
+    lines.scrollTop = lines.scrollHeight - fromEnd;
+    first?.querySelector("a")?.focus({ preventScroll: true });
+  } catch {
+    location.href = link.href;
+  }
+}
+
+// An answer that is made for another page, or was when this one was loaded again.
+async function awaitAnswer(exchange) {
+  const turn = exchange.dataset.turnId;
+  for (let seconds = 1; exchange.isConnected && "running" in exchange.dataset; seconds = Math.min(seconds * 1.2, 10)) {
+    await new Promise((wake) => setTimeout(wake, seconds * 1000));
+    if (document.hidden) continue;
+    try {
+      const now = parsed(await said(`turn=${turn}`)).querySelector(".exchange");
+      if (now.outerHTML === exchange.outerHTML) continue;
+      change(() => exchange.replaceWith(now));
+      exchange = now;
+    } catch (status) {
+      if (status === 401 || status === 404) return;
+    }
+  }
+  announce(told(exchange.querySelector(".answer")));
+}
+
+const told = (answer) => (answer ? `Answered: ${short(answer.textContent, 700)}` : "There is no answer");
+
+lines.addEventListener("click", (event) => {
+  const clicked = event.target.closest("[data-before], [data-edit], [data-ask-again]");
+  if (!clicked) return;
+  const question = clicked.closest(".exchange")?.querySelector(".question").textContent;
+  if (clicked.dataset.before) {
+    event.preventDefault();
+    showEarlier(clicked);
+  } else if ("edit" in clicked.dataset) {
+    compose(question);
+  } else if (!asking) {
+    clicked.remove();
+    ask(question);
+  }
+});
+
+// --- the answer that comes now ------------------------------------------------------------------------
 
 class Answer {
   constructor(question) {
     this.question = question;
-    this.text = "";
     this.turn = null;
     this.steps = new Map();
-    this.tools = element("div", { className: "tool-steps" });
-    this.shown = element("div", { className: "answer is-raw is-running", attributes: { dir: "auto", "aria-busy": "true" } });
-    this.node = this.shown.appendChild(document.createTextNode(""));
-    this.foot = element("div", { className: "line-foot" });
+    this.since = Date.now();
+    this.tools = element("ul", { className: "tool-steps", attributes: { "aria-label": "Tools" } });
+    this.shown = element("div", { className: "answer is-running", attributes: { dir: "auto", "aria-busy": "true" } });
+    this.clock = element("span", { className: "line-clock" });
+    this.how = element("a", { className: "line-how", text: "See how it goes", attributes: { hidden: "" } });
+    this.foot = element("div", { className: "line-foot" }, this.clock, this.how);
     this.line = element("div", { className: "line" }, this.tools, this.shown, this.foot);
-    lines.append(this.line);
-    lines.scrollTop = lines.scrollHeight;
+    const edit = button("", { symbol: "edit", className: "icon-button line-edit", title: "Edit the question", label: "Edit the question" }, () => {});
+    edit.dataset.edit = "";
+    this.exchange = element("article", { className: "exchange" },
+      element("div", { className: "line is-asked" }, edit, element("div", { className: "question", text: question, attributes: { dir: "auto" } })), this.line);
+    this.growing = new GrowingAnswer(this.shown, { render: rendered, change });
+    this.ticking = setInterval(() => this.#tick(), TICK_MS);
+    document.getElementById("nothing-said")?.remove();
+    lines.append(this.exchange);
+    following = true;
+    toEnd();
+  }
+
+  get text() {
+    return this.growing.text;
+  }
+
+  #tick() {
+    const now = Date.now();
+    this.clock.textContent = duration(now - this.since);
+    for (const step of this.steps.values()) if (step.dataset.step === "running") step.lastChild.textContent = duration(now - Number(step.dataset.since));
   }
 
   began({ session_id: id, turn_id: turn }) {
-    this.turn = turn;
-    this.line.dataset.turnId = turn;
+    this.ofTurn(id, turn);
     if (session === id) return;
     session = id;
     history.replaceState(null, "", `/chat/${id}/`);
     showConversation(id, this.question);
   }
 
+  ofTurn(id, turn) {
+    this.turn = turn;
+    this.exchange.dataset.turnId = turn;
+    this.how.href = `/flows/${id}/#${turn}`;
+    this.how.hidden = false;
+  }
+
   token({ text }) {
-    this.text += text;
-    keepingEnd(() => this.node.appendData(text));
+    this.growing.add(text);
   }
 
   toolCall({ tool, call_id: id }) {
-    const step = element("span", { className: "pill tool-step" }, icon("build"), element("span", { text: tool }));
-    step.dataset.step = "running";
+    const step = element("li", { className: "pill tool-step", data: { step: "running", since: Date.now() } },
+      icon("build"), element("bdi", { text: short(tool, 80) }), element("span", { className: "tool-said", text: "running" }));
     this.steps.set(id, step);
-    keepingEnd(() => this.tools.append(step));
-    announce(`Using ${tool}`);
+    change(() => this.tools.append(step));
+    announce(`Using ${short(tool, 80)}`);
   }
 
-  toolResult({ tool, call_id: id, status, duration_ms: took }) {
+  toolResult({ call_id: id, status, duration_ms: took }) {
     const step = this.steps.get(id);
     if (!step) return;
     step.dataset.step = status;
-    step.lastChild.textContent = `${tool} · ${status === "ok" ? duration(took) : status === "error" ? "failed" : status}`;
+    step.lastChild.textContent = status === "ok" ? duration(took) : `${status === "error" ? "failed" : status} after ${duration(took)}`;
   }
 
-  // The text stays as it came when it cannot be rendered; rendered it is safe HTML from our server.
+  // What came is rendered and stays, whatever became of it.
   async finish() {
+    clearInterval(this.ticking);
+    for (const step of this.steps.values()) {
+      if (step.dataset.step !== "running") continue;
+      step.dataset.step = "cancelled";
+      step.lastChild.textContent = "not finished";
+    }
+    await this.growing.finish();
     this.shown.classList.remove("is-running");
     this.shown.setAttribute("aria-busy", "false");
-    for (const step of this.steps.values()) if (step.dataset.step === "running") step.lastChild.textContent += " · not finished";
-    if (!this.text) return this.shown.remove();
-    try {
-      const answer = await post("/chat/render", { text: this.text });
-      if (!answer.ok) return;
-      const { html } = await answer.json();
-      keepingEnd(() => {
-        this.shown.classList.remove("is-raw");
-        this.shown.innerHTML = html;
-      });
-    } catch {
-      // the server is away: the plain text is there
-    }
+    if (!this.text) change(() => this.shown.remove());
   }
 
+  // The last line: what there is to know of it, and the way to how it came about.
   facts(...facts) {
-    for (const fact of facts.filter(Boolean)) this.foot.append(element("span", { text: fact }));
-    if (this.turn) this.foot.append(element("a", { text: this.shown.isConnected ? "How it was answered" : "What happened", attributes: { href: `/flows/${session}/#${this.turn}` } }));
+    change(() => {
+      this.clock.replaceWith(...facts.filter(Boolean).map((fact) => element("span", { text: fact })));
+      this.how.textContent = this.shown.isConnected ? "How it was answered" : "What happened";
+    });
   }
 
-  problem({ title, detail, refusal = false, retry = true, signIn = false }) {
-    const told = element("div", {}, element("b", { text: title }), detail ? element("p", { text: detail }) : null);
-    const card = element("div", { className: `line-problem${refusal ? " is-refusal" : ""}`, attributes: { role: "alert" } }, icon(refusal ? "block" : "error"), told);
-    if (signIn) told.append(element("p", {}, element("a", { text: "Sign in", className: "button", attributes: { href: `/login/?next=${encodeURIComponent(location.pathname)}` } })));
-    if (retry) told.append(element("p", {}, button("Ask again", { symbol: "refresh" }, () => asking || ask(this.question))));
-    keepingEnd(() => this.foot.before(card));
+  askAgain() {
+    const again = element("button", { className: "link-button", text: "Ask again", attributes: { type: "button", "data-ask-again": "" } });
+    this.how.before(again);
   }
+
+  // Why there is no answer, or no whole one. `until`: when asking again may help (milliseconds since 1970).
+  problem({ title, detail, refusal = false, retry = true, signIn = false, until = null }) {
+    const words = element("div", {}, element("b", { text: title }), detail ? element("p", { text: detail }) : null);
+    const card = element("div", { className: `line-problem${refusal ? " is-refusal" : ""}`, attributes: { role: "alert" } }, icon(refusal ? "block" : "error"), words);
+    if (signIn) words.append(element("a", { text: "Sign in", className: "button", attributes: { href: `/login/?next=${encodeURIComponent(location.pathname)}` } }));
+    if (retry) {
+      const again = button("Ask again", { symbol: "refresh" }, () => {});
+      again.dataset.askAgain = "";
+      words.append(again);
+      if (until) waitUntil(until, again);
+    }
+    change(() => this.foot.before(card));
+  }
+}
+
+// The button comes alive when asking again may help; until then the card says how long that is.
+function waitUntil(until, again) {
+  const left = element("p", { className: "count" });
+  again.before(left);
+  again.disabled = true;
+  const tick = () => {
+    const ms = until - Date.now();
+    left.textContent = ms > 0 ? `You can ask again in ${remaining(ms)}.` : "You can ask again now.";
+    if (ms > 0) return;
+    clearInterval(ticking);
+    again.disabled = false;
+    announce("You can ask again now");
+  };
+  const ticking = setInterval(tick, 1000);
+  tick();
 }
 
 function showConversation(id, question) {
@@ -127,10 +258,19 @@ const post = (address, body, signal) =>
     signal,
   });
 
+// Safe HTML of a piece of Markdown; null when the server is away: then the text stays text.
+async function rendered(body) {
+  try {
+    const reply = await post("/chat/render", body);
+    return reply.ok ? await reply.json() : null;
+  } catch {
+    return null;
+  }
+}
+
 async function ask(question) {
   asking = new AbortController();
   setBusy(true);
-  showAsked(question);
   const answer = new Answer(question);
   try {
     const reply = await post("/api/v1/ask/stream", { message: question, ...(session ? { session_id: session } : {}) }, asking.signal);
@@ -161,20 +301,25 @@ async function hear(reply, answer) {
 async function done({ model, usage, duration_ms: took }, answer) {
   await answer.finish();
   const tokens = (usage?.input_tokens ?? 0) + (usage?.output_tokens ?? 0);
-  answer.facts(model, duration(took), tokens ? `${count(tokens)} tok` : "", usage?.cost_usd ? money(usage.cost_usd) : "");
-  announce("Answered");
+  answer.facts(answer.text ? "" : "The answer is empty", model, duration(took), tokens ? `${count(tokens)} tok` : "", usage?.cost_usd ? money(usage.cost_usd) : "");
+  answer.exchange.dataset.outcome = "completed";
+  announce(told(answer.text ? answer.shown : null));
 }
 
-async function failed({ message: told }, answer) {
+async function failed({ message: words }, answer) {
   await answer.finish();
-  answer.problem({ title: told || "Something went wrong." });
+  answer.problem({ title: words || "Something went wrong.", detail: answer.text ? "The answer is not complete." : "" });
   answer.facts();
+  answer.exchange.dataset.outcome = "failed";
 }
 
 async function broken(problem, answer) {
   await answer.finish();
-  if (problem.name === "AbortError") answer.facts("You stopped it");
-  else {
+  if (problem.name === "AbortError") {
+    answer.facts("You stopped it");
+    answer.askAgain();
+    announce("You stopped it");
+  } else {
     answer.problem({ title: "The connection broke off.", detail: answer.text ? "The answer is not complete." : "The question may not have arrived." });
     answer.facts();
   }
@@ -182,23 +327,29 @@ async function broken(problem, answer) {
 
 // Refused before any answer: plain HTTP with a status, a code and words.
 async function refused(reply, answer) {
-  const said = await reply.json().catch(() => ({}));
-  if (said.turn_id) answer.turn = said.turn_id;
+  const told = await reply.json().catch(() => ({}));
   await answer.finish();
-  const { code, detail } = said;
+  const { code, detail } = told;
+  const wait = Number(reply.headers.get("Retry-After"));
+  const until = wait > 0 ? Date.now() + wait * 1000 : null;
   const known = {
-    not_authenticated: { title: "You are signed out.", retry: false, signIn: true },
     csrf_failed: { title: "This page is too old.", detail: "Reload it and ask again.", retry: false },
     inactive: { title: detail, refusal: true, retry: false },
     user_blocked: { title: "You may not chat at the moment.", detail, refusal: true, retry: false },
-    usage_limit: { title: detail, detail: limits(said), refusal: true, retry: false },
+    usage_limit: { title: detail, detail: limits(told), refusal: true },
     too_many_turns: { title: detail, detail: "Wait until one of them is answered.", refusal: true },
+    too_many_refusals: { title: detail, refusal: true },
     not_found: { title: "This conversation is not yours or does not exist.", retry: false },
+    body_too_large: { title: "The question is too long.", retry: false },
   }[code];
-  const fields = Object.entries(said).filter(([, value]) => Array.isArray(value)).map(([, value]) => value.join(" "));
-  if (reply.status === 401) answer.problem({ title: "You are signed out.", retry: false, signIn: true });
-  else answer.problem(known ?? { title: detail ?? fields.join(" ") ?? "That did not work.", retry: reply.status >= 500 || reply.status === 429 });
-  if (said.turn_id && said.session_id) answer.foot.append(element("a", { text: "How it was refused", attributes: { href: `/flows/${said.session_id}/#${said.turn_id}` } }));
+  const fields = Object.values(told).filter(Array.isArray).map((value) => value.join(" ")).join(" ");
+  if (reply.status === 401) answer.problem({ title: "You are signed out.", detail: "Sign in again: your question is kept.", retry: false, signIn: true });
+  else answer.problem({ until, ...(known ?? { title: detail ?? (fields || "That did not work."), retry: reply.status >= 500 || reply.status === 429 }) });
+  if (reply.status === 401 || code === "csrf_failed") sessionStorage.setItem(DRAFT, answer.question);
+  if (told.turn_id && told.session_id) answer.ofTurn(told.session_id, told.turn_id);
+  answer.facts();
+  answer.how.textContent = "How it was refused";
+  answer.exchange.dataset.outcome = "refused";
 }
 
 function limits({ used, limit, limit_name: name = "", resets_at: resets }) {
@@ -207,38 +358,28 @@ function limits({ used, limit, limit_name: name = "", resets_at: resets }) {
   return [numbers, resets ? `Free again ${moment(instant(resets))}.` : ""].filter(Boolean).join(" ");
 }
 
-// text/event-stream as [name, data]; a comment is the server's heartbeat.
-async function* events(body) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let waiting = "";
-  try {
-    for (;;) {
-      const { value, done: over } = await reader.read();
-      if (over) return;
-      const blocks = (waiting + value).split("\n\n");
-      waiting = blocks.pop();
-      for (const block of blocks) {
-        const fields = Object.fromEntries(block.split("\n").filter((line) => !line.startsWith(":")).map((line) => [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 1).trimStart()]));
-        if (fields.event) yield [fields.event, JSON.parse(fields.data)];
-      }
-    }
-  } finally {
-    reader.cancel().catch(() => {});
-  }
-}
-
 // --- the form ---------------------------------------------------------------------------------------
 
+// The keyboard stays where its user is: it is moved only from a button that goes away.
 function setBusy(busy) {
-  send.hidden = busy;
-  stop.hidden = !busy;
+  const [going, coming] = busy ? [send, stop] : [stop, send];
+  const had = document.activeElement === going;
+  going.hidden = true;
+  coming.hidden = false;
+  if (had && busy) coming.focus({ preventScroll: true });
   // where the keyboard is on the screen it would come up over the answer
-  if (!busy && matchMedia("(hover: hover)").matches) message.focus();
+  else if (!busy && (had || document.activeElement === document.body) && matchMedia("(hover: hover)").matches) message.focus({ preventScroll: true });
 }
 
 function fitHeight() {
   message.style.height = "auto";
   message.style.height = `${message.scrollHeight + 2}px`;
+}
+
+function compose(text) {
+  message.value = text;
+  fitHeight();
+  message.focus();
 }
 
 form.addEventListener("submit", (event) => {
@@ -251,7 +392,8 @@ form.addEventListener("submit", (event) => {
 });
 message.addEventListener("input", fitHeight);
 message.addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  // 229: an input method at work, in browsers that say so a moment too late
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
   event.preventDefault();
   form.requestSubmit();
 });
@@ -259,4 +401,31 @@ stop.addEventListener("click", () => asking?.abort());
 
 const conversations = document.getElementById("conversations");
 const opener = document.getElementById("show-conversations");
-opener.addEventListener("click", () => opener.setAttribute("aria-expanded", String(conversations.classList.toggle("is-open"))));
+function openConversations(open) {
+  conversations.classList.toggle("is-open", open);
+  opener.setAttribute("aria-expanded", String(open));
+}
+opener.addEventListener("click", () => openConversations(!conversations.classList.contains("is-open")));
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || !conversations.classList.contains("is-open")) return;
+  openConversations(false);
+  opener.focus();
+});
+
+// A keyboard on the screen covers the page without telling it: the page is as high as what is left.
+const seen = window.visualViewport;
+seen?.addEventListener("resize", () => {
+  if (seen.scale !== 1) return; // enlarged with two fingers
+  chat.style.setProperty("--seen", `${Math.round(seen.height)}px`);
+});
+
+// --- begin -------------------------------------------------------------------------------------------
+
+dress(document);
+toEnd();
+for (const exchange of lines.querySelectorAll(".exchange[data-running]")) awaitAnswer(exchange);
+const draft = sessionStorage.getItem(DRAFT);
+if (draft) {
+  sessionStorage.removeItem(DRAFT);
+  compose(draft);
+}
