@@ -140,7 +140,7 @@ def _auth_check(start: Row, end: Row | None, state: str) -> Words:
     token = f"token “{short(name, 40)}”" if _is_text(name) else "token"
     by = {"session": "browser session", "token": token}.get(str(data.get("method")), "")
     why = data.get("reason")
-    return "", _join(why and reason(short(why)), by) if state == "refused" else by
+    return "", _join(reason(short(why)) if why else "", by) if state == "refused" else by
 
 
 def _block_check(start: Row, end: Row | None, state: str) -> Words:
@@ -192,7 +192,8 @@ def _llm_thinking(start: Row, end: Row | None, state: str) -> Words:
     if state in {"running", "open"}:
         return "", _join(model, again)
     chose = state == "ok" and "tool" in str(answer.get("finish_reason") or "")
-    tokens = sum(one for one in (answer.get("input_tokens"), answer.get("output_tokens")) if _is_number(one))
+    used: list[Any] = [answer.get("input_tokens"), answer.get("output_tokens")]
+    tokens = sum(one for one in used if _is_number(one))
     why = answer.get("error") if answer.get("error") is not None else answer.get("code")
     facts = _join(
         short(why) if state == "failed" and why is not None else "",

@@ -42,6 +42,9 @@ GET    /chat/{session_id}/exchanges                                401    404   
 GET    /flows/                                                     302    200      200       200        200
 GET    /flows/{session_id}/                                        302    404      200       200        200
 GET    /flows/{session_id}/growth                                  401    403      403       403        403
+GET    /flows/{session_id}/export                                  302    404      200       200        200
+GET    /analytics/                                                 302    403      200       200        200
+GET    /analytics/?user_id={user_id}                               302    403      200       200        200
 GET    /live/                                                      302    403      403       200        200
 GET    /live/people                                                401    403      403       200        200
 GET    /live/search                                                401    403      403       200        200
