@@ -21,7 +21,10 @@ export const UNKNOWN = { icon: "help_center", kind: "other" };
 
 // The end checkpoint of a step and the start it closes.
 export const ENDS = { llm_complete: "llm_thinking", tool_result: "tool_call" };
-const STARTS = new Set(Object.values(ENDS));
+export const STARTS = new Set(Object.values(ENDS));
+
+// A checkpoint may have any name, "constructor" too: only what stands in a table itself is in it.
+export const known = (table, name) => (Object.hasOwn(table, name) ? table[name] : undefined);
 
 export const OUTCOMES = {
   completed: { icon: "check_circle", state: "ok", label: "Completed" },
@@ -52,29 +55,37 @@ export const REASONS = {
   internal_error: "something went wrong",
   server_stopping: "the server was restarted",
 };
-export const reason = (code) => REASONS[code] ?? short(code).replaceAll("_", " ");
+export const reason = (code) => known(REASONS, code) ?? short(code).replaceAll("_", " ");
 
+const amount = (value) => (Number.isFinite(value) ? value : 0);
 const isText = (value) => typeof value === "string" && value.trim() !== "";
 const join = (...facts) => facts.filter(isText).join(" · ");
 
 // One row: `start` and, for a step with two checkpoints, its `end`; `over` when the turn has ended.
 // Gives {icon, kind, state, label, facts}; state: running, ok, refused, failed, cancelled, open, left.
-export function describe({ start, end, over }) {
+export function describe({ start: first, end: second, over }) {
+  const start = withFacts(first), end = second && withFacts(second);
   const last = end ?? start;
-  const known = CHECKPOINTS[start.checkpoint] ?? UNKNOWN;
+  const { icon, kind, ...labels } = known(CHECKPOINTS, start.checkpoint) ?? UNKNOWN;
   const state = stateOf(start, end, over);
-  const said = (CHECKPOINTS[last.checkpoint] ?? UNKNOWN)[state] ?? known[state];
-  const write = WORDS[start.checkpoint] ?? WORDS.other;
-  return { icon: known.icon, kind: known.kind, state, label: said ?? start.checkpoint, facts: "", ...write(start, end, state) };
+  const said = (known(CHECKPOINTS, last.checkpoint) ?? UNKNOWN)[state] ?? labels[state];
+  const write = known(WORDS, start.checkpoint) ?? WORDS.other;
+  return { icon, kind, state, label: said ?? start.checkpoint, facts: "", ...write(start, end, state) };
+}
+
+// Metadata may be null, or anything else JSON knows: then it has no facts.
+function withFacts(checkpoint) {
+  const { metadata } = checkpoint;
+  return metadata !== null && typeof metadata === "object" && !Array.isArray(metadata) ? checkpoint : { ...checkpoint, metadata: {} };
 }
 
 function stateOf(start, end, over) {
   if (STARTS.has(start.checkpoint) && !end) return over ? "open" : "running";
   if (start.checkpoint === "error") return "failed";
-  if (start.checkpoint === "flow_end") return OUTCOMES[start.metadata?.outcome]?.state ?? "left";
+  if (start.checkpoint === "flow_end") return known(OUTCOMES, start.metadata?.outcome)?.state ?? "left";
   const status = (end ?? start).metadata?.status;
   if (status === "error") return "failed";
-  if (status === "failed") return CHECKPOINTS[start.checkpoint]?.kind === "check" ? "refused" : "failed";
+  if (status === "failed") return known(CHECKPOINTS, start.checkpoint)?.kind === "check" ? "refused" : "failed";
   if (status === "cancelled") return "cancelled";
   return "ok";
 }
@@ -96,18 +107,19 @@ const WORDS = {
   llm_thinking(start, end, state) {
     const asked = start.metadata ?? {}, answer = end?.metadata ?? {};
     const round = asked.round > 1 ? `round ${asked.round}` : "";
-    if (state === "running" || state === "open") return { facts: join(asked.model, round) };
+    // the model's name stands last: what a narrow panel cuts off
+    if (state === "running" || state === "open") return { facts: join(round, asked.model) };
     const chose = state === "ok" && /tool/.test(answer.finish_reason ?? "");
-    const tokens = (answer.input_tokens ?? 0) + (answer.output_tokens ?? 0);
+    const tokens = amount(answer.input_tokens) + amount(answer.output_tokens);
     return {
       label: chose ? "Model chose tools" : CHECKPOINTS.llm_complete[state],
       facts: join(
         state === "failed" ? short(answer.error ?? answer.code ?? "") : "",
-        asked.model,
-        round,
-        answer.ttft_ms != null ? `first token ${duration(answer.ttft_ms)}` : "",
         tokens ? `${count(tokens)} tok` : "",
         answer.cost_usd ? money(answer.cost_usd) : "",
+        Number.isFinite(answer.ttft_ms) ? `first token ${duration(answer.ttft_ms)}` : "",
+        round,
+        asked.model,
       ),
     };
   },
@@ -120,13 +132,13 @@ const WORDS = {
   },
   tool_result: (start, _, state) => WORDS.tool_call({ metadata: { tool: start.metadata?.tool } }, start, state),
   error({ metadata: { code, message } = {} }) {
-    const label = code && REASONS[code] ? capital(REASONS[code]) : "Failed";
+    const label = code && known(REASONS, code) ? capital(REASONS[code]) : "Failed";
     return { label, facts: join(short(message ?? ""), label === "Failed" ? code : "") };
   },
   flow_end({ metadata = {} }) {
     const { outcome, stopped_by: by, duration_ms: took } = metadata;
-    const label = outcome === "stopped" && isText(by) ? `Stopped by ${short(by, 60)}` : OUTCOMES[outcome]?.label ?? "Ended";
-    const facts = { refused: "no model was called", abandoned: "the process serving it went away", disconnected: "the client went away" }[outcome];
+    const label = outcome === "stopped" && isText(by) ? `Stopped by ${short(by, 60)}` : known(OUTCOMES, outcome)?.label ?? "Ended";
+    const facts = known({ refused: "no model was called", abandoned: "the process serving it went away", disconnected: "the client went away" }, outcome);
     return { label, facts: join(facts ?? "", took != null && outcome !== "refused" ? `after ${duration(took)}` : "") };
   },
   other({ checkpoint, metadata }) {
@@ -153,9 +165,9 @@ const LIMITS = {
 
 // The limit that was reached, or how many of today's requests this one was.
 function usage({ used, limit, limit_name: name = "requests_per_day", resets_at: resets, reason: why }, over) {
-  const [amount, unit, when] = LIMITS[name] ?? [count, String(name), ""];
+  const [write, unit, when] = known(LIMITS, name) ?? [count, String(name), ""];
   if (!Number.isFinite(used)) return isText(why) ? short(why) : "";
-  const numbers = Number.isFinite(limit) ? `${amount(used)} of ${amount(limit)}` : amount(used);
+  const numbers = Number.isFinite(limit) ? `${write(used)} of ${write(limit)}` : write(used);
   const first = [numbers, unit, when].filter(Boolean).join(" ");
   return over && when && isText(resets) ? `${first}, free again ${hour(instant(resets))}` : first;
 }

@@ -123,17 +123,78 @@ def test_parents_in_a_circle_and_without_a_turn_are_drawn_once_each(page: Page) 
     expect(page.locator("[data-turn-id]")).to_have_count(2)
 
 
-def test_five_thousand_checkpoints_are_drawn_and_old_turns_free_their_rows(page: Page) -> None:
+def big_turn(rows: int = 5000) -> list[dict]:
     auth = checkpoint("big", "auth_check", None, 0, status="passed", question="big")
-    rows = [checkpoint("big", "tool_call", auth, 1 + i / 100, tool=f"t{i}") for i in range(5000)]
-    page.evaluate(FEED, [[[auth, *rows]], "newest"])
-    assert page.locator(".row").count() == 5001
-    end = checkpoint("big", "flow_end", auth, 100, outcome="completed")
-    many = [each for number in range(60) for each in whole_turn(200 + number, f"turn {number}")]
-    page.evaluate("list => { for (const one of list) { tree.add(one); tree.flush(); } }", [end, *many])
+    return [auth, *(checkpoint("big", "tool_call", auth, 1 + i / 100, tool=f"t{i}") for i in range(rows))]
+
+
+SCROLLING = """() => { const place = document.getElementById("content");
+    place.style.cssText = "height: 600px; overflow: auto; position: relative"; }"""
+IN_VIEW = """() => { const box = document.getElementById("content").getBoundingClientRect();
+    return [...document.querySelectorAll(".row")].filter((one) => {
+        const { top, bottom } = one.getBoundingClientRect();
+        return bottom > box.top + 40 && top < Math.min(box.bottom, innerHeight);
+    }).map((one) => one.querySelector(".row-label").textContent); }"""
+
+
+def test_of_a_big_turn_the_rows_near_the_view_are_drawn_and_every_row_can_be_reached(page: Page) -> None:
+    page.evaluate(SCROLLING)
+    turn = big_turn()
+    page.evaluate(FEED, [[turn], "newest"])
+    page.evaluate("tree.follow = false")
+    rows = page.locator(".row")
+    expect(page.locator(".rows")).to_have_attribute("aria-label", "Steps of “big”")
+    assert 20 < rows.count() < 150
+    # what is not drawn keeps its room: the page is as long as if it were
+    assert page.evaluate("document.querySelector('.rows').offsetHeight") == 5001 * 27
+    # anywhere one scrolls to, there are the rows that belong there, without a hole
+    for top in (0, 60_000, 134_000, 27_000):
+        page.evaluate("top => { document.getElementById('content').scrollTop = top; }", top)
+        page.wait_for_function(f"({IN_VIEW})().length > 15")
+        seen = [int(label[1:]) for label in page.evaluate(IN_VIEW) if label.startswith("t")]
+        assert seen == list(range(seen[0], seen[-1] + 1)), top
+        assert rows.count() < 150
+    # the keyboard reaches the last, which says where it stands among those that are not drawn
+    page.locator(".turn-head").focus()
+    page.evaluate("tree.moveFocus(1)")
+    page.keyboard.press("End")
+    expect(page.locator(".row:focus .row-label")).to_have_text("t4999")
+    expect(page.locator(".row:focus")).to_have_attribute("aria-posinset", "5000")
+    expect(page.locator(".row:focus")).to_have_attribute("aria-setsize", "5000")
+    # focus and open details stay, however far one looks elsewhere and whatever comes
+    page.keyboard.press("Enter")
+    page.evaluate("document.getElementById('content').scrollTop = 0")
+    page.wait_for_function(f"({IN_VIEW})().includes('t3')")
+    page.evaluate("one => { tree.add(one); tree.flush(); }", checkpoint("big", "tool_call", turn[0], 99, tool="late"))
+    expect(page.locator(".row:focus .row-label")).to_have_text("t4999")
+    expect(page.locator(".details")).to_have_count(1)
+    # and a link leads to any of them
+    page.evaluate("id => tree.reveal(id)", turn[2501]["flow_id"])
+    expect(page.locator(".row:focus .row-label")).to_have_text("t2500")
+    expect(page.locator(".row:focus .details")).to_be_in_viewport()
+
+
+def test_old_turns_free_their_checkpoints_and_then_their_line(page: Page) -> None:
+    page.evaluate(FEED, [[[]], "newest"])
+    big = big_turn()
+    end = checkpoint("big", "flow_end", big[0], 100, outcome="completed")
+    many = [each for number in range(360) for each in whole_turn(200 + number, f"turn {number}")]
+    page.evaluate("list => { for (const one of list) { tree.add(one); tree.flush(); } }", [*big, end])
+    page.evaluate("list => { for (const one of list) { tree.add(one); tree.flush(); } }", many)
     assert page.locator(".row").count() < 30
-    assert page.evaluate("[...tree.turns.values()].filter((turn) => turn.steps.size).length") < 45
-    expect(page.locator("[data-turn-id]")).to_have_count(61)
+    held = page.evaluate("[...tree.turns.values()].filter((turn) => turn.steps.size).length")
+    assert 20 < held < 45
+    assert page.evaluate("tree.turnOf.size") < 45 * 11
+    # what was dropped is counted: it is in history, not here
+    assert page.evaluate("[tree.turns.size, tree.older]") == [301, 60]
+    expect(page.locator("[data-turn-id]")).to_have_count(301)
+    # one that lost its checkpoints is brought from history when it is opened, with the same sums
+    line = page.locator(".turn-head", has_text="turn 100")
+    before = line.inner_text()
+    page.evaluate("list => { tree.load = async (_, id) => list.filter((one) => one.turn_id === id); }", many)
+    line.click()
+    expect(page.locator(".turn", has_text="turn 100").locator(".row")).to_have_count(8)
+    assert line.inner_text() == before
 
 
 def test_a_new_turn_pushes_nothing_that_is_being_read(page: Page) -> None:
