@@ -9,7 +9,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -138,7 +138,11 @@ def too_large() -> Refused:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What the checks found. Either `refusal` says why not, or the turn is let in and reserved."""
+    """What the checks found. Either `refusal` says why not, or the turn is let in and reserved.
+
+    `authenticated_ms` and `judged_ms`: how long the database took to say who it is, and to judge (one
+    statement for block and usage; None: it was not asked).
+    """
 
     identity: Identity
     user_id: str
@@ -147,6 +151,8 @@ class Admission:
     refusal: Refused | None
     model: ChatModel | None = None
     memory: list[Exchange] = field(default_factory=list)
+    authenticated_ms: float = 0.0
+    judged_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,17 +173,24 @@ def admit(request: Request) -> Admission:
     Raises Refused for what makes no turn: nobody we know (401), no CSRF token (403), a bad body
     (400, 413), somebody else's session (404).
     """
+    asked = time.monotonic()
     identity = authenticate_scope(request.scope)
+    took_ms = ms_since(asked)
     user, refusal = identity.user, identity.refusal
     if user is None:
         raise Refused.because(*(refusal or NOT_AUTHENTICATED))
     if identity.method == "session" and not passes_csrf(request.scope):
         raise Refused.because(*CSRF_FAILED)
     if refusal is not None:
-        return _not_let_in(request, identity, Refused.because(*refusal))
+        return replace(_not_let_in(request, identity, Refused.because(*refusal)), authenticated_ms=took_ms)
     if isinstance(request.question, Refused):
         raise request.question
-    return _judge(request, request.question, identity)
+    return replace(_judge(request, request.question, identity), authenticated_ms=took_ms)
+
+
+def ms_since(started: float) -> float:
+    """Milliseconds since a moment of time.monotonic()."""
+    return round((time.monotonic() - started) * 1000, 3)
 
 
 def _not_let_in(request: Request, identity: Identity, refusal: Refused) -> Admission:
@@ -215,6 +228,7 @@ def _judge(request: Request, question: Question, identity: Identity) -> Admissio
     assert user is not None
     session_id = question.session_id or request.new_session_id
     model, no_model = _model_for(request.models, user.user_id)
+    asked = time.monotonic()
     verdict = usage.admit(
         user_pk=user.pk,
         user_id=user.user_id,
@@ -225,16 +239,18 @@ def _judge(request: Request, question: Question, identity: Identity) -> Admissio
         message=question.message,
         reserve=model is not None,
     )
+    judged_ms = ms_since(asked)
     if verdict.word == "not_his_session":
         raise _no_such_session()
     if model is None or not verdict.admitted:
-        return Admission(identity, user.user_id, session_id, verdict, _refusal_of(verdict) or no_model)
+        refusal = _refusal_of(verdict) or no_model
+        return Admission(identity, user.user_id, session_id, verdict, refusal, judged_ms=judged_ms)
     earlier = (
         memory(session_id, before_turn=request.turn_id, characters=model.memory_characters)
         if question.session_id
         else []
     )
-    return Admission(identity, user.user_id, session_id, verdict, None, model, earlier)
+    return Admission(identity, user.user_id, session_id, verdict, None, model, earlier, judged_ms=judged_ms)
 
 
 def _model_for(models: Models, user_id: str) -> tuple[ChatModel | None, Refused | None]:

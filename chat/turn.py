@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from django.db import Error as DatabaseProblem
 
 from chat import tools
-from chat.checks import Admission, Question, block_facts, usage_facts
+from chat.checks import Admission, Question, block_facts, ms_since, usage_facts
 from chat.llm import WORDS, ChatModel, Dialogue, ModelFailed, Reply, ToolCall
 from chat.usage import Totals, charge
 from flows.capture import preview
@@ -68,7 +68,8 @@ def open_turn(admission: Admission, question: Question, turn_id: str) -> tuple[T
     stand; a refused turn is ended as well."""
     identity, verdict = admission.identity, admission.verdict
     turn = tracker.begin(user_id=admission.user_id, session_id=admission.session_id, turn_id=turn_id)
-    facts: dict[str, Any] = {"method": identity.method, "process": tracker.process_id}
+    took_ms = admission.authenticated_ms
+    facts: dict[str, Any] = {"method": identity.method, "process": tracker.process_id, "duration_ms": took_ms}
     if identity.token_name:
         facts["token"] = identity.token_name
     if (title := preview(question.message)) is not None:
@@ -77,9 +78,10 @@ def open_turn(admission: Admission, question: Question, turn_id: str) -> tuple[T
         check = turn.record("auth_check", None, status="failed", reason=identity.problem, **facts)
     else:
         check = turn.record("auth_check", None, status="passed", **facts)
-        check = turn.record("block_check", check, **block_facts(verdict))
+        # one statement judges both: each took as long as it
+        check = turn.record("block_check", check, **block_facts(verdict), duration_ms=admission.judged_ms)
         if verdict.word != "blocked":
-            check = turn.record("usage_check", check, **usage_facts(verdict))
+            check = turn.record("usage_check", check, **usage_facts(verdict), duration_ms=admission.judged_ms)
     if admission.refusal is not None:
         if verdict is not None and verdict.word == "not_now":
             turn.record("error", check, code=admission.refusal.code, message=admission.refusal.body["detail"])
@@ -227,7 +229,7 @@ class Story:
                 "llm_complete",
                 thinking,
                 status=status,
-                duration_ms=_ms_since(started),
+                duration_ms=ms_since(started),
                 ttft_ms=reply.ttft_ms,
                 input_tokens=reply.input_tokens,
                 output_tokens=reply.output_tokens,
@@ -296,7 +298,7 @@ class Story:
             status = error = "cancelled"
             raise
         finally:
-            duration_ms = _ms_since(started)
+            duration_ms = ms_since(started)
             if status == "error" and not error:
                 # a defect of the tool is on its way out: it ends the turn
                 self.broken_tool, self.failing, error = call.tool, step, "The tool failed."
@@ -356,11 +358,7 @@ class Story:
         }
 
     def _ms(self) -> float:
-        return _ms_since(self.started)
-
-
-def _ms_since(started: float) -> float:
-    return round((time.monotonic() - started) * 1000, 3)
+        return ms_since(self.started)
 
 
 def _shown(**texts: str) -> dict[str, str]:

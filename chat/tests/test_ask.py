@@ -37,6 +37,9 @@ async def test_it_streams_an_answer_and_tracks_every_step(bob: Any, client_of: A
     assert tree.facts("auth_check")["question"] == "Hello there"
     assert tree.facts("usage_check")["used"] == 1
     assert tree.facts("usage_check")["limit"] == 500
+    assert tree.facts("auth_check")["duration_ms"] > 0
+    # one statement judges both
+    assert tree.facts("block_check")["duration_ms"] == tree.facts("usage_check")["duration_ms"] > 0
     thinking, complete = tree.facts("llm_thinking"), tree.facts("llm_complete")
     assert (thinking["model"], thinking["provider"], thinking["round"]) == ("scripted-model", "scripted", 1)
     assert thinking["input"] == "Hello there"
