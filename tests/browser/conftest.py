@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from tests.running import Running, running
 
 HERE = Path(__file__).parent
 QUIET = ("--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync")
-WIDE, NARROW = 1400, 390
+WIDE, NARROW, HEIGHT = 1400, 390, 860
 # how long something may take until it shows; a passing test never waits so long, a busy machine may
 PATIENCE_MS = 30_000
 expect.set_options(timeout=PATIENCE_MS)
@@ -73,14 +73,74 @@ def someone(omni2: Running) -> Callable[[str], str]:
     return make
 
 
+class Contexts:
+    """Browser contexts that are lent to tests and used again, emptied of all but the cache of static files.
+
+    A new one costs a second and a half of CPU time for its first page, one used again half a second.
+    """
+
+    def __init__(self, browser: Browser) -> None:
+        self.browser = browser
+        self._idle: dict[tuple[str, str, int], list[BrowserContext]] = {}
+
+    def new(self, url: str, theme: str, width: int, **more: Any) -> BrowserContext:
+        size = {"width": width, "height": HEIGHT}
+        return self.browser.new_context(viewport=size, color_scheme=theme, base_url=url, **more)
+
+    @contextmanager
+    def lent(self, url: str, theme: str, width: int) -> Iterator[BrowserContext]:
+        idle = self._idle.setdefault((url, theme, width), [])
+        context = idle.pop() if idle else self.new(url, theme, width)
+        with _watched(context) as spoiled:
+            yield context
+        if spoiled:
+            context.close()
+            return
+        for page in context.pages:
+            page.close()
+        context.clear_cookies()
+        context.clear_permissions()
+        context.unroute_all()
+        context.set_offline(False)
+        idle.append(context)
+
+    def close(self) -> None:
+        for contexts in self._idle.values():
+            for context in contexts:
+                context.close()
+
+
+# what cannot be taken back
+LASTING = ("add_init_script", "expose_binding", "expose_function", "set_extra_http_headers", "set_geolocation", "close")
+
+
+@contextmanager
+def _watched(context: BrowserContext) -> Iterator[list[str]]:
+    """The list fills with what was done to the context that would last."""
+    done: list[str] = []
+    for name in LASTING:
+        original = getattr(context, name)
+
+        def call(*args: Any, _name: str = name, _original: Callable[..., Any] = original, **more: Any) -> Any:
+            done.append(_name)
+            return _original(*args, **more)
+
+        setattr(context, name, call)
+    try:
+        yield done
+    finally:
+        for name in LASTING:
+            delattr(context, name)
+
+
 class Visits:
     """Browsers of several people, and what went wrong in them."""
 
-    def __init__(self, browser: Browser, omni2: Running) -> None:
-        self.browser, self.omni2 = browser, omni2
-        self.contexts: list[BrowserContext] = []
+    def __init__(self, contexts: Contexts, omni2: Running) -> None:
+        self.contexts, self.omni2 = contexts, omni2
         self.problems: list[str] = []
         self.forgiven: list[str] = []
+        self._open = ExitStack()
 
     def __call__(
         self,
@@ -90,20 +150,35 @@ class Visits:
         theme: str = "light",
         width: int = WIDE,
         web: int = 0,
+        fresh: bool = False,
         **more: Any,
     ) -> Page:
+        """A page of a browser of one's own. `fresh`, or anything more for Playwright's new_context: one
+        that was never anywhere."""
         url = self.omni2.urls[web]
-        context = self.browser.new_context(
-            viewport={"width": width, "height": 860}, color_scheme=theme, base_url=url, **more
-        )
-        self.contexts.append(context)
+        if fresh or more:
+            context = self._open.enter_context(closing(self.contexts.new(url, theme, width, **more)))
+        else:
+            context = self._open.enter_context(self.contexts.lent(url, theme, width))
         if user_id is not None:
             cookies = self.omni2.sign_in(user_id)
             context.add_cookies([{"name": name, "value": value, "url": url} for name, value in cookies.items()])
         context.on("page", self._listen)
+        self._open.callback(context.remove_listener, "page", self._listen)
         page = context.new_page()
+        self._forget(page)
         page.goto(path)
         return page
+
+    def _forget(self, page: Page) -> None:
+        """Empty what an earlier visitor left beside the cookies."""
+        session = page.context.new_cdp_session(page)
+        for url in self.omni2.urls:
+            session.send(
+                "Storage.clearDataForOrigin",
+                {"origin": url, "storageTypes": "local_storage,indexeddb,cache_storage,service_workers"},
+            )
+        session.detach()
 
     def _listen(self, page: Page) -> None:
         page.on("console", lambda said: said.type == "error" and self.problems.append(f"console: {said.text}"))
@@ -119,14 +194,20 @@ class Visits:
         self.forgiven.append(text)
 
     def close(self) -> None:
-        for context in self.contexts:
-            context.close()
+        self._open.close()
         assert [one for one in self.problems if not any(text in one for text in self.forgiven)] == []
 
 
+@pytest.fixture(scope="package")
+def contexts(browser: Browser) -> Iterator[Contexts]:
+    made = Contexts(browser)
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def visit(browser: Browser, omni2: Running) -> Iterator[Visits]:
-    visits = Visits(browser, omni2)
+def visit(contexts: Contexts, omni2: Running) -> Iterator[Visits]:
+    visits = Visits(contexts, omni2)
     yield visits
     visits.close()
 
