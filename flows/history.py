@@ -234,7 +234,7 @@ def outcomes(filters: TurnFilters) -> dict[str, int]:
     each = [matching(replace(filters, outcome=name)).order_by().values(one=Value(1)) for name in names]
     parts = [rows[: COUNTED_AT_MOST + 1].query.sql_with_params() for rows in each]
     # the only SQL in it is Django's own; the values go as parameters
-    counts = ", ".join(f"(SELECT count(*) FROM ({sql}) AS some)" for sql, _ in parts)  # noqa: S608
+    counts = ", ".join(f"(SELECT count(*) FROM ({sql}) AS these)" for sql, _ in parts)  # noqa: S608
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT {counts}", [value for _, values in parts for value in values])
         return dict(zip(names, cursor.fetchone(), strict=True))

@@ -1,117 +1,276 @@
-"""The history page: `/flows/`, the turns as a table; what a session looks like is `flows.session_pages`'s.
+"""The history page `/flows/`, the turns as a table; what a session looks like is `flows.session_pages`'s.
 
-Server-rendered, and readable so. Who may read what, and the note that he did, is `flows.reader`'s.
+Server-rendered, and readable so. What its address asks for is `flows.asked`'s; who may read what,
+and the note that he did, is `flows.reader`'s.
 """
 
-from datetime import datetime, timedelta
+import time
+from datetime import datetime
 from typing import Any, cast
+from urllib.parse import urlencode
 
+from django.conf import settings
 from django.contrib.auth.decorators import login_required
-from django.db.models import Q
-from django.http import HttpRequest, HttpResponse, QueryDict
+from django.core import signing
+from django.core.exceptions import BadRequest
+from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.shortcuts import render
 from django.urls import URLPattern, URLResolver, path
 from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
-from flows import history, lines
+from flows import exports, history, lines, saved_view_pages, words
+from flows.asked import FURTHER, RANGES, STAGE_WORDS, Asked, as_typed, asked, chips, people_like
 from flows.cursor import BadCursor
-from flows.history import TurnFilters
-from flows.models import Outcome
+from flows.history import COUNTED_AT_MOST, DEFAULT_SORT, RUNNING, Occurring, TurnFilters
+from flows.models import Outcome, Turn
 from flows.reader import Reader
 from flows.serializers import TurnQuery
 from omni2.accounts.models import User
 
-RANGES = {
-    "1h": ("Last hour", 1),
-    "24h": ("Last 24 hours", 24),
-    "7d": ("Last 7 days", 168),
-    "30d": ("Last 30 days", 720),
+# Heads of the table: what they sort by ("" for nothing), what they say, what they hold.
+COLUMNS = (
+    ("", "Who", "who"),
+    ("started", "When", "when"),
+    ("", "Question", "what"),
+    ("", "Outcome", "how"),
+    ("duration", "Duration", "number"),
+    ("first_token", "First token", "number"),
+    ("tokens", "Tokens", "number"),
+    ("cost", "Cost", "number"),
+    ("tools", "Tools", "number"),
+)
+SORTED_BY = {
+    "started": "by time",
+    "duration": "by duration",
+    "first_token": "by time to the first token",
+    "tokens": "by tokens",
+    "cost": "by cost",
+    "tools": "by tools called",
 }
-FILTERS = ("user_id", "session_id", "outcome", "model", "tool", "range", "since", "until", "q")
-MOST_PEOPLE = 8
+OUTCOME_ORDER = (RUNNING, *(outcome.value for outcome in Outcome))
+OCCURRING_S = 60
+PASS_S = 12 * 3600  # how long a page may stay open and ask for news before it is loaded (and noted) again
+PASSES = "flows.pages.news"
 
 
 @require_safe
 @never_cache
 @login_required
 def turns(request: HttpRequest) -> HttpResponse:
-    """Turns, the last begun first, a page at a time; the filters are the URL's."""
-    reader = Reader(cast(User, request.user))
-    given = {name: request.GET.get(name, "").strip() for name in FILTERS}
+    """Turns, the last begun first or sorted otherwise, a page at a time; the question is the URL's."""
+    user = cast(User, request.user)
+    reader = Reader(user)
+    question = asked(request, reader)
     page: dict[str, Any] = {
         "title": "History" if reader.sees_all else "My history",
         "sees_all": reader.sees_all,
-        "given": given,
-        "is_filtered": any(given.values()),
+        "given": as_typed(question.given),
+        "sort": question.parameters().get("sort", ""),
+        "errors": question.errors,
+        "people": [{**one, "address": question.address(user_id=one["user_id"])} for one in question.people],
+        "is_narrowed": question.narrowed,
+        "is_open": not question.errors.keys().isdisjoint(FURTHER),
         "ranges": [(key, label) for key, (label, _) in RANGES.items()],
-        "outcomes": [*Outcome.choices, (history.RUNNING, "Running")],
+        "stages": STAGE_WORDS.items(),
+        "occurring": (offered := _occurring(reader)),
+        "occurring_errors": [(code, words.reason(code)) for code in offered.errors],
+        "views": saved_view_pages.shown(user, "/flows/", question.address().removeprefix("?")),
     }
-    query, page["people"] = _query(request, reader, given)
-    page["errors"] = {} if query.is_valid() else {name: " ".join(problem) for name, problem in query.errors.items()}
-    if not page["errors"] and not page["people"]:
-        page |= _found(request, reader, query)
+    if question.is_clear:
+        page |= _found(user, reader, question)
     return render(request, "flows/turns.html", page)
 
 
-def _query(request: HttpRequest, reader: Reader, given: dict[str, str]) -> tuple[TurnQuery, list[dict[str, str]]]:
-    """The filters as the API reads them, and whom a typed name may mean when it is not clear."""
-    asked = QueryDict(mutable=True)
-    asked.update({name: value for name, value in given.items() if value and name != "range"})
-    if cursor := request.GET.get("cursor"):
-        asked["cursor"] = cursor
-    if given["range"] in RANGES and not given["since"]:
-        asked["since"] = _began(request, given["range"])
-    people: list[dict[str, str]] = []
-    if reader.sees_all and given["user_id"] and "@" not in given["user_id"]:
-        people = _people_like(given["user_id"])
-        if len(people) == 1:
-            asked["user_id"], people = people[0]["user_id"], []
-    return TurnQuery(data=asked), people
-
-
-def _began(request: HttpRequest, name: str) -> str:
-    """The start of "the last 24 hours". Further pages keep the first one's: their cursor is bound to it."""
-    kept = request.GET.get("from", "")
-    began = timezone.now() - timedelta(hours=RANGES[name][1])
-    return kept or history.wire_time(began)
-
-
-def _people_like(typed: str) -> list[dict[str, str]]:
-    if not typed.isprintable():
-        return []
-    found = User.objects.filter(Q(name__icontains=typed) | Q(email__icontains=typed))[:MOST_PEOPLE]
-    return [{"user_id": user.user_id, "name": user.get_full_name()} for user in found]
-
-
-def _found(request: HttpRequest, reader: Reader, query: TurnQuery) -> dict[str, Any]:
+def _found(user: User, reader: Reader, question: Asked) -> dict[str, Any]:
+    now = timezone.now()
     try:
-        page = reader.turns(TurnFilters(**query.filters()), **query.paging())
+        page = reader.turns(question.filters, **question.query.paging())
     except BadCursor:
         return {"errors": {"cursor": "This address belongs to other filters. Start again from the first page."}}
-    further = None
-    if page.next:
-        address = request.GET.copy()
-        address["cursor"] = page.next
-        if request.GET.get("range") in RANGES and not request.GET.get("since"):
-            address["from"] = history.wire_time(cast(datetime, query.filters()["since"]))
-        further = "?" + address.urlencode()
-    names = lines.names(turn.user_id for turn in page.rows)
+    names = lines.names([*(turn.user_id for turn in page.rows), question.given["user_id"].lower()])
+    is_first = not question.query.validated_data.get("cursor") or page.previous is None
+    newest = page.rows[0].started_at if page.rows and is_first and question.sort == DEFAULT_SORT else now
     return {
-        "turns": [lines.line(turn, names) for turn in page.rows],
-        "next": further,
-        "first": _without(request.GET, "cursor", "from") if request.GET.get("cursor") else None,
+        "turns": [_row(turn, names) for turn in page.rows],
+        "next": question.page_address(page.next),
+        "previous": None if is_first else question.page_address(page.previous),
+        "first": None if is_first else question.address(),
+        "chips": list(chips(question, names)),
+        "outcomes": _outcomes(reader, question),
+        "heads": _heads(question),
+        "sorted_by": SORTED_BY[question.sort.removeprefix("-")],
+        "is_by_time": question.sort.removeprefix("-") == "started",
+        "by_time": question.address(sort=""),
+        "exports": {each: "/flows/export" + question.address(format=each) for each in exports.CONTENT_TYPES},
+        "may_watch": settings.REDIS_ENABLED and user.has_perm("flows.watch"),
+        "news": "/flows/news?" + urlencode({"pass": _pass(user, question, page.rows, newest)}),
     }
 
 
-def _without(query: QueryDict, *names: str) -> str:
-    kept = query.copy()
-    for name in names:
-        kept.pop(name, None)
-    return "?" + kept.urlencode()
+def _row(turn: Turn, names: dict[str, str]) -> dict[str, Any]:
+    told = lines.line(turn, names)
+    return {
+        **told,
+        "tokens": f"{told['tokens']:,}" if told["tokens"] else "",
+        "initials": initials(names, turn.user_id),
+    }
+
+
+def initials(names: dict[str, str], user_id: str) -> str:
+    """The first letters of the first and the last word of a name, or of the address."""
+    found = names.get(user_id) or user_id.partition("@")[0].replace(".", " ").replace("_", " ").replace("-", " ")
+    parts = [word for word in found.split() if word[0].isalnum()]
+    return "".join(word[0] for word in {0: parts[:1], 1: [*parts[:1], *parts[-1:]]}[len(parts) > 1]).upper() or "?"
+
+
+def _heads(question: Asked) -> list[dict[str, str | None]]:
+    """The heads of the table; what can be sorted by has an address: largest first, and then the other way."""
+    current, descending = question.sort.removeprefix("-"), question.sort.startswith("-")
+    heads: list[dict[str, str | None]] = []
+    for name, label, kind in COLUMNS:
+        turned = name if name == current and descending else f"-{name}"
+        heads.append(
+            {
+                "name": name,
+                "label": label,
+                "kind": kind,
+                "direction": ("descending" if descending else "ascending") if name == current else "",
+                "address": question.address(sort="" if turned == DEFAULT_SORT else turned) if name else None,
+            }
+        )
+    return heads
+
+
+def _outcomes(reader: Reader, question: Asked) -> list[dict[str, Any]]:
+    """A chip for each outcome and for all, with how many turns of the other filters there are."""
+    counts = history.outcomes(reader.limited(question.filters))
+    current = question.given["outcome"]
+    every = sum(counts.values())
+    capped = any(count > COUNTED_AT_MOST for count in counts.values())
+    chosen: list[dict[str, Any]] = [
+        {
+            "value": "",
+            "label": "All",
+            "state": "",
+            "count": f"{min(every, COUNTED_AT_MOST) if capped else every:,}{'+' if capped else ''}",
+        }
+    ]
+    for value in OUTCOME_ORDER:
+        about = words.outcome(None if value == RUNNING else value)
+        count = counts[value]
+        said = f"{COUNTED_AT_MOST:,}+" if count > COUNTED_AT_MOST else f"{count:,}"
+        chosen.append({**about, "value": value, "count": said, "is_none": not count})
+    for chip in chosen:
+        chip |= {"address": question.address(outcome=chip["value"]), "is_current": chip["value"] == current}
+    return chosen
+
+
+_occurring_of_all: tuple[float, Occurring] | None = None
+
+
+def _occurring(reader: Reader) -> Occurring:
+    """What the form offers: what occurred lately in the turns he may read. Everybody's is read once a minute."""
+    global _occurring_of_all
+    if not reader.sees_all:
+        return history.occurring(reader.user_id)
+    kept, now = _occurring_of_all, time.monotonic()
+    if kept is None or kept[0] < now - OCCURRING_S:
+        kept = _occurring_of_all = now, history.occurring()
+    return kept[1]
+
+
+# --- what an open page asks for -----------------------------------------------------------------------
+
+
+@require_safe
+@never_cache
+def news(request: HttpRequest) -> HttpResponse:
+    """For an open page: how many turns of its filters have begun since, and how those that ran have ended.
+
+    The page brings a pass that says what it shows and that its opening was noted; without one this
+    is not answered.
+    """
+    if not request.user.is_authenticated:
+        return JsonResponse({"detail": "You are not signed in.", "code": "not_authenticated"}, status=401)
+    user = request.user
+    passed = _passed(request.GET.get("pass", ""), user)
+    reader = Reader(user)
+    query = TurnQuery(data=passed["asked"] if passed else {})
+    if passed is None or reader.sees_all != passed["all"] or not query.is_valid():
+        return JsonResponse({"detail": "Load the page again.", "code": "permission_denied"}, status=403)
+    filters = reader.limited(TurnFilters(**query.filters()))
+    ended = Turn.objects.filter(turn_id__in=passed["running"], outcome__isnull=False).defer("tags", "steps", "step_ms")
+    return JsonResponse(
+        {
+            "new": history.later(filters, datetime.fromisoformat(passed["than"])),
+            "ended": [_ended(turn) for turn in ended],
+        }
+    )
+
+
+def _ended(turn: Turn) -> dict[str, Any]:
+    told = _row(turn, {})
+    facts = {name: told[name] for name in ("took", "first_token", "tokens", "cost", "why")}
+    return {
+        **facts,
+        "turn_id": str(turn.turn_id),
+        "code": turn.outcome,
+        "outcome": dict(told["outcome"]),
+        "tools": turn.tool_calls,
+    }
+
+
+def _pass(user: User, question: Asked, shown: list[Turn], newest: datetime) -> str:
+    known = {
+        "user": user.pk,
+        "all": user.has_perm("flows.view"),
+        "asked": {name: value for name, value in question.query.data.items() if value and name != "cursor"},
+        "than": history.wire_time(newest),
+        "running": [str(turn.turn_id) for turn in shown if turn.outcome is None],
+    }
+    return signing.dumps(known, salt=PASSES, compress=True)
+
+
+def _passed(text: str, user: User) -> dict[str, Any] | None:
+    """What the pass says; None when it is not this user's, or old."""
+    try:
+        known: dict[str, Any] = signing.loads(text, salt=PASSES, max_age=PASS_S)
+    except signing.BadSignature:
+        return None
+    return known if known["user"] == user.pk else None
+
+
+@require_safe
+@never_cache
+def people(request: HttpRequest) -> HttpResponse:
+    """Those whose name or address holds `?q=`, for the field "User"; for those who see everybody's turns."""
+    if not request.user.is_authenticated:
+        return JsonResponse({"detail": "You are not signed in.", "code": "not_authenticated"}, status=401)
+    if not Reader(request.user).sees_all:
+        return JsonResponse({"detail": "You may not do this.", "code": "permission_denied"}, status=403)
+    words_ = request.GET.get("q", "").strip()[:100]
+    return JsonResponse({"people": people_like(words_) if words_ else []})
+
+
+@require_safe
+@never_cache
+@login_required
+def export(request: HttpRequest) -> StreamingHttpResponse:
+    """The turns of the table, all of them, as a download. Bad filters are a 400: the table says which."""
+    user = cast(User, request.user)
+    question = asked(request, Reader(user))
+    wanted = request.GET.get("format", "csv")
+    if not question.is_clear or wanted not in exports.CONTENT_TYPES:
+        raise BadRequest("There is no such export.")
+    return exports.answer(user, question.filters, sort=question.sort, format=wanted)
 
 
 page_urls: list[URLPattern | URLResolver] = [
     path("flows/", turns, name="turns-page"),
+    path("flows/news", news, name="turns-news"),
+    path("flows/people", people, name="turns-people"),
+    path("flows/export", export, name="turns-export-page"),
+    *saved_view_pages.view_urls,
 ]

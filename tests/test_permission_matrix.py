@@ -17,6 +17,7 @@ from django.test import Client
 from django.urls import get_resolver
 
 from chat.endpoint import ask_application
+from flows.saved_views import SavedView
 from flows.tests.rows import StoredTurn
 from monitoring.routing import websocket_application
 from omni2.accounts.models import ApiToken, User
@@ -40,7 +41,16 @@ POST   /chat/render                                                401    400   
 GET    /chat/{session_id}/                                         302    404      404       404        404
 GET    /chat/{session_id}/exchanges                                401    404      404       404        404
 GET    /flows/                                                     302    200      200       200        200
+GET    /flows/news                                                 401    403      403       403        403
+GET    /flows/people                                               401    403      200       200        200
+GET    /flows/export                                               302    200      200       200        200
+GET    /flows/export?user_id={user_id}                             302    403      200       200        200
+POST   /flows/views                                                302    302      302       302        302
+POST   /flows/views/{view_id}/rename                               302    404      404       404        404
+POST   /flows/views/{view_id}/delete                               302    404      404       404        404
 GET    /flows/{session_id}/                                        302    404      200       200        200
+GET    /flows/compare/                                             302    200      200       200        200
+GET    /flows/compare/?a={turn_id}                                 302    404      200       200        200
 GET    /flows/{session_id}/growth                                  401    403      403       403        403
 GET    /flows/{session_id}/export                                  302    404      200       200        200
 GET    /analytics/                                                 302    403      200       200        200
@@ -48,6 +58,7 @@ GET    /analytics/?user_id={user_id}                               302    403   
 GET    /live/                                                      302    403      403       200        200
 GET    /live/people                                                401    403      403       200        200
 GET    /live/search                                                401    403      403       200        200
+GET    /live/usual                                                 401    403      403       200        200
 GET    /api/schema/                                                200    200      200       200        200
 GET    /api/docs/                                                  200    200      200       200        200
 POST   /api/v1/auth/token                                          400    400      400       400        400
@@ -176,6 +187,8 @@ class About:
         self.values = {
             "{user_id}": bob.user_id,
             "{session_id}": self.turn.session_id,
+            "{turn_id}": self.turn.turn_id,
+            "{view_id}": str(SavedView.keep(bob, "His own", "/flows/", "outcome=failed")[0].pk),
             "{token_id}": str(ApiToken.objects.get(user=bob).pk),
             "{id}": str(bob.pk),
             "{content_type_id}": "1",
