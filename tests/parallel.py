@@ -9,6 +9,11 @@ import argparse
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# no test asserts a time, so neither does Hypothesis: its 200 ms for an example are little on a busy machine
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 # a third of their time the tests wait for servers, so one worker more than there are cores
 MORE_THAN_CORES = 1

@@ -11,7 +11,7 @@ import pytest
 
 from chat import endpoint
 from chat.checks import RefusalFlood
-from flows import log
+from flows import flusher, log
 from flows.redis import get_redis, sync_client
 from flows.tracker import tracker
 from monitoring import config
@@ -169,8 +169,10 @@ class Client:
 
 
 @pytest.fixture
-async def chatting(db: None, llm: Any) -> AsyncIterator[None]:
+async def chatting(db: None, llm: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     """An empty log, a scripted model, and order afterwards."""
+    # on a busy machine Redis may well be silent for a second: these tests look for the checkpoints there
+    monkeypatch.setattr(flusher, "APPEND_TIMEOUT_S", 20.0)
     client = sync_client()
     client.flushall()
     client.close()
