@@ -3,6 +3,7 @@
 from django.urls import URLPattern, URLResolver, path
 
 from flows.api import SessionFlows, Turns, TurnsExport, UserFlows
+from flows.compare_pages import compare_urls
 from flows.pages import page_urls
 from flows.session_pages import session_urls
 
@@ -13,4 +14,4 @@ api_urls: list[URLPattern | URLResolver] = [
     path("api/v1/turns", Turns.as_view(), name="turns"),
     path("api/v1/turns/export", TurnsExport.as_view(), name="turns-export"),
 ]
-urlpatterns = api_urls + page_urls + session_urls
+urlpatterns = api_urls + page_urls + compare_urls + session_urls
