@@ -2,6 +2,7 @@
 
 from django.urls import URLPattern, URLResolver, path
 
+from flows.analytics_pages import analytics_urls
 from flows.api import SessionFlows, Turns, TurnsExport, UserFlows
 from flows.compare_pages import compare_urls
 from flows.pages import page_urls
@@ -14,4 +15,4 @@ api_urls: list[URLPattern | URLResolver] = [
     path("api/v1/turns", Turns.as_view(), name="turns"),
     path("api/v1/turns/export", TurnsExport.as_view(), name="turns-export"),
 ]
-urlpatterns = api_urls + page_urls + compare_urls + session_urls
+urlpatterns = api_urls + page_urls + session_urls + analytics_urls

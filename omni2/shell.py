@@ -63,6 +63,8 @@ def _own_pages(user: Any) -> Iterable[Link]:
     if user.has_perm("flows.watch"):
         yield "Flows", "Live", "sensors", "/live/"
     yield "Flows", "History" if user.has_perm("flows.view") else "My history", "history", "/flows/"
+    if user.has_perm("flows.view"):
+        yield "Flows", "Analytics", "insights", "/analytics/"
     yield "Talk", "Chat", "chat", "/chat/"
 
 
