@@ -15,4 +15,4 @@ api_urls: list[URLPattern | URLResolver] = [
     path("api/v1/turns", Turns.as_view(), name="turns"),
     path("api/v1/turns/export", TurnsExport.as_view(), name="turns-export"),
 ]
-urlpatterns = api_urls + page_urls + session_urls + analytics_urls
+urlpatterns = api_urls + page_urls + compare_urls + session_urls + analytics_urls
