@@ -19,6 +19,7 @@ from django.urls import URLPattern, URLResolver, path
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
+from flows.usual import usual
 from monitoring.config import flow_monitoring
 from monitoring.models import MonitoredUser, iso
 from omni2.accounts.models import User
@@ -62,6 +63,7 @@ def live(request: HttpRequest) -> HttpResponse:
         "most_panels": MOST_PANELS,
         "max_ttl_hours": times.max_ttl_hours,
         "default_ttl_hours": times.default_ttl_hours,
+        "usual": usual(),
         **_people(watched),
     }
     return render(request, "monitoring/live.html", {"title": "Live", "page": page})
@@ -73,6 +75,15 @@ def live(request: HttpRequest) -> HttpResponse:
 def people(request: HttpRequest) -> HttpResponse:
     """Who is monitored now, by name; for each `?user=` also who he is and how his last period ended."""
     return JsonResponse(_people(_user_ids(request)))
+
+
+@require_safe
+@never_cache
+@may(WATCH)
+def usual_times(request: HttpRequest) -> HttpResponse:
+    """What is usual for each model and tool (flows.usual): `{"llm_thinking": {model: [p50_ms, p95_ms]}, …}`.
+    At most a minute old; nothing of any user is in it."""
+    return JsonResponse(usual())
 
 
 @require_safe
@@ -163,4 +174,5 @@ page_urls: list[URLPattern | URLResolver] = [
     path("live/", live, name="live"),
     path("live/people", people, name="live-people"),
     path("live/search", search, name="live-search"),
+    path("live/usual", usual_times, name="live-usual"),
 ]

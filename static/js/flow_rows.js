@@ -344,7 +344,7 @@ function fillBar(step, from, to, folded) {
 function tail(step, folded) {
   const own = step.endAt;
   if (folded || own === null || step.children.length === 0 || step.element.dataset.kind === "check") return null;
-  const last = Math.max(...step.children.slice(-50).map((child) => child.endAt ?? child.at));
+  const last = Math.max(...step.children.slice(-50).map((child) => child.endAt ?? own));
   return last > own ? last : null;
 }
 

@@ -390,8 +390,12 @@ export class FlowTree {
     for (const turn of this.#shown()) this.#open(turn, false);
   }
 
+  get canExpand() {
+    return this.#shown().some((turn) => !turn.open && !turn.freed);
+  }
+
   toggleAll() {
-    if (this.#shown().some((turn) => !turn.open && !turn.freed)) this.expandAll();
+    if (this.canExpand) this.expandAll();
     else this.collapseAll();
   }
 

@@ -4,19 +4,23 @@
 import { announce, button, csrfToken, element, icon, pageData, typing } from "./dom.js";
 import { FlowSocket } from "./flow_socket.js";
 import { FlowTree } from "./flow_tree.js";
-import { ago, clock, duration, exact, initials, instant, moment, remaining } from "./format.js";
+import { ago, clock, count, duration, exact, initials, instant, moment, plural, remaining } from "./format.js";
 
 const page = pageData("live-page");
 const POLL_MS = 4000, POLL_HIDDEN_MS = 20_000;
 const MINUTE_MS = 60_000;
 const SILENT_MS = 60_000; // from then on a panel says since when nothing came
 const MOST_HELD = 5000; // checkpoints kept back while the picture is held still
+const USUAL_MS = 90_000; // what is usual is asked for again so often
+const TYPING_MS = 250; // the filter waits until one stops typing
+const PRESETS = [[0.25, "15 min"], [1, "1 h"], [8, "8 h"], [24, "24 h"]].filter(([hours]) => hours <= page.max_ttl_hours);
+const STATES = ["running", "refused", "failed"];
 
 const panels = new Map(); // user_id -> Panel, in the order of the URL
 const people = new Map(); // user_id -> who is monitored, with `until` in this machine's time
 const others = new Map(); // user_id -> who is not, and how his last period ended
 const delays = []; // [when, milliseconds], the last minute of all panels
-let paused = false, following = true;
+let paused = false, following = true, usual = page.usual;
 
 const place = (id) => document.getElementById(id);
 const nameOf = (userId) => people.get(userId)?.name || others.get(userId)?.name || userId;
@@ -38,9 +42,12 @@ class Panel {
       now: () => Date.now() - (this.socket?.offset ?? 0),
       speak: true,
       load: page.may_view ? loadTurn : null,
+      usual,
+      onchange: () => this.#showCounts(),
       historyOf: page.may_view ? (session, flowId) => `/flows/${encodeURIComponent(session)}/#${flowId}` : null,
     });
     this.tree.follow = following;
+    this.tree.filter = filter();
     this.body.addEventListener("scroll", () => this.#scrolled(), { passive: true });
     if (page.live !== "off") this.socket = new FlowSocket(userId, this.#words());
     else this.state = { name: "disconnected", why: "Live is off: Omni2 runs without Redis." };
@@ -62,8 +69,9 @@ class Panel {
     const head = element("header", { className: "panel-head" },
       element("div", { className: "panel-who" }, this.avatar, this.name, this.address),
       element("div", { className: "panel-state" }, this.pill, this.speed, this.timer, close));
+    this.counts = element("div", { className: "panel-counts", attributes: { hidden: "" } });
     this.foot = element("div", { className: "panel-foot", attributes: { hidden: "" } });
-    this.element = element("section", { className: "panel", data: { user: this.userId } }, head, this.note, this.empty, this.body, this.foot);
+    this.element = element("section", { className: "panel", data: { user: this.userId }, attributes: { "aria-label": nameOf(this.userId) } }, head, this.note, this.empty, this.body, this.counts, this.foot);
     this.#buildTimer();
   }
 
@@ -72,18 +80,7 @@ class Panel {
     this.timer.append(summary);
     if (!page.may_manage) return summary.setAttribute("tabindex", "-1"), summary.addEventListener("click", (event) => event.preventDefault());
     summary.title = "Extend or stop";
-    const choose = (hours) => () => {
-      this.timer.open = false;
-      enable(this.userId, hours).catch(complain);
-    };
-    const menu = element("div", {}, element("p", { text: "From now on for" }),
-      ...[[0.25, "15 min"], [1, "1 h"], [8, "8 h"], [24, "24 h"]].filter(([hours]) => hours <= page.max_ttl_hours)
-        .map(([hours, text]) => button(text, { symbol: "more_time", className: "" }, choose(hours))),
-      button("Stop monitoring", { symbol: "visibility_off", className: "button-stop" }, () => {
-        this.timer.open = false;
-        disable(this.userId).catch(complain);
-      }));
-    this.timer.append(menu);
+    fillMenu(this.timer, this.userId);
   }
 
   close() {
@@ -138,7 +135,7 @@ class Panel {
     if (this.active === false && checkpoints.length === 0) return;
     if (fresh) this.tree.replace(checkpoints);
     else for (const one of checkpoints) this.tree.add(one);
-    if (checkpoints.length) this.seen = Math.max(...checkpoints.map((one) => instant(one.created_at)));
+    for (const one of checkpoints) this.seen = Math.max(this.seen ?? 0, instant(one.created_at));
   }
 
   #checkpoint(checkpoint) {
@@ -167,6 +164,7 @@ class Panel {
     this.avatar.textContent = initials(name);
     this.name.textContent = name;
     this.name.title = this.userId;
+    this.element.setAttribute("aria-label", name);
     this.address.textContent = name === this.userId ? "" : this.userId;
     this.#showPill();
     this.#showNote(other);
@@ -208,16 +206,36 @@ class Panel {
   }
 
   #showEmpty() {
-    const nothing = this.tree.isEmpty;
-    const silent = !nothing && this.active && this.seen !== null && this.tree.running.length === 0 && this.tree.now() - this.seen > SILENT_MS;
-    this.foot.hidden = !silent;
-    if (silent) this.foot.textContent = `Watching. Nothing since ${moment(this.seen)}.`;
+    const nothing = this.tree.isEmpty && this.tree.cleared === 0;
+    const words = nothing ? "" : this.#silence();
+    this.foot.hidden = words === "";
+    if (this.foot.textContent !== words) this.foot.textContent = words;
     this.empty.hidden = !nothing || this.active === false || this.state?.name === "disconnected";
-    this.body.hidden = nothing;
+    this.body.hidden = nothing || this.tree.isEmpty;
     if (this.empty.hidden) return;
     const since = people.get(this.userId)?.enabled_at;
     this.empty.textContent = this.state?.name !== "connected" ? "Connecting…"
       : `Watching. Nothing since ${since ? moment(instant(since)) : "you came"}: ${nameOf(this.userId)} has asked nothing. The next question appears here as it is being answered.`;
+  }
+
+  // Why nothing moves: no connection, or nothing happens.
+  #silence() {
+    const { name, since } = this.state ?? {};
+    if (name === "reconnecting" && since) return `No connection since ${clock(since)}. What is missed comes when it is back.`;
+    if (!this.active || this.seen === null || this.tree.running.length || this.tree.now() - this.seen <= SILENT_MS) return "";
+    return `Watching. Nothing since ${moment(this.seen)}.`;
+  }
+
+  // What is not in this panel, and where it is: hidden by the filter, cleared, or too old.
+  #showCounts() {
+    const { hiddenTurns, cleared, older } = this.tree;
+    const inHistory = page.may_view ? element("a", { text: "in history", attributes: { href: `/flows/?user_id=${encodeURIComponent(this.userId)}` } }) : "in history";
+    const lines = [
+      hiddenTurns ? [element("b", { text: count(hiddenTurns) }), " hidden by the filter ", button("Show", { className: "link-button", label: "Show all turns" }, () => setFilter({ text: "", states: new Set() }))] : null,
+      cleared || older ? [[cleared ? `${plural(cleared, "turn")} cleared` : "", older ? `${plural(older, "older turn")}` : ""].filter(Boolean).join(", "), ": ", inHistory] : null,
+    ].filter(Boolean);
+    this.counts.hidden = lines.length === 0;
+    this.counts.replaceChildren(...lines.map((parts) => element("p", {}, ...parts)));
   }
 
   #scrolled() {
@@ -240,6 +258,18 @@ async function loadTurn(session, turnId) {
   const answer = await fetch(`/api/v1/flows/session/${encodeURIComponent(session)}`, { headers: { Accept: "application/json" } });
   if (!answer.ok) throw new Error(answer.statusText);
   return (await answer.json()).flows.filter((one) => one.turn_id === turnId);
+}
+
+// Extend or stop, for a panel and for a chip.
+function fillMenu(menu, userId) {
+  const act = (work) => () => {
+    menu.open = false;
+    work();
+  };
+  menu.append(element("div", {}, element("p", { text: "From now on for" }),
+    ...PRESETS.map(([hours, text]) => button(text, { symbol: "more_time", className: "" }, act(() => enable(userId, hours).catch(complain)))),
+    button("Another time…", { symbol: "edit_calendar", className: "" }, act(() => openSheet(userId))),
+    button("Stop monitoring", { symbol: "visibility_off", className: "button-stop" }, act(() => disable(userId).catch(complain)))));
 }
 
 // --- delays ----------------------------------------------------------------------------------------
@@ -301,7 +331,19 @@ function chip(userId) {
     element("span", { className: "avatar", attributes: { "aria-hidden": "true" } }), element("span"), element("time"));
   toggle.addEventListener("click", () => select(userId, !panels.has(userId)));
   item.append(toggle);
+  if (page.may_manage) item.append(chipMenu(userId));
   return item;
+}
+
+function chipMenu(userId) {
+  const summary = element("summary", { className: "icon-button", title: "Extend or stop", attributes: { "aria-label": `Extend or stop: ${nameOf(userId)}` } }, icon("more_vert"));
+  const menu = element("details", { className: "menu" }, summary);
+  // made when it is needed: there may be many chips
+  menu.addEventListener("toggle", () => {
+    menu.querySelector("div")?.remove();
+    if (menu.open) fillMenu(menu, userId);
+  });
+  return menu;
 }
 
 function fillChip(item) {
@@ -352,9 +394,13 @@ const chosen = () => [...new Set(new URLSearchParams(location.search).getAll("us
 function select(userId, wanted) {
   const users = wanted ? [...panels.keys(), userId] : [...panels.keys()].filter((one) => one !== userId);
   if (users.length > page.most_panels) return complain(new Error(`At most ${page.most_panels} panels at once: close one first.`));
-  const query = new URLSearchParams(users.map((one) => ["user", one]));
-  history.pushState(null, "", users.length ? `?${query}` : location.pathname);
+  history.pushState(null, "", address(users, filter()));
   showChoice();
+}
+
+function address(users, { text, states }) {
+  const query = new URLSearchParams([...users.map((one) => ["user", one]), ...(text ? [["filter", text]] : []), ...[...states].map((one) => ["state", one])]);
+  return query.size ? `?${query}` : location.pathname;
 }
 
 function showChoice() {
@@ -370,8 +416,76 @@ function showChoice() {
     panels.set(userId, panel);
     place("panels").append(panel.element);
   }
+  place("panels").dataset.many = panels.size > 4 ? "rows" : panels.size > 2 ? "columns" : "";
+  place("tools").hidden = panels.size === 0;
+  showFilter();
   showPeople();
   askPeople();
+}
+
+// --- the filter, kept in the URL ------------------------------------------------------------------
+
+function filter() {
+  const query = new URLSearchParams(location.search);
+  return { text: query.get("filter") ?? "", states: new Set(query.getAll("state").filter((one) => STATES.includes(one))) };
+}
+
+// Typing makes no new entry of the browser's history, a chip does.
+function setFilter(wanted, { typed = false } = {}) {
+  history[typed ? "replaceState" : "pushState"](null, "", address([...panels.keys()], wanted));
+  showFilter();
+  const hidden = trees().reduce((sum, tree) => sum + tree.hiddenTurns, 0);
+  announce(hidden ? `${plural(hidden, "turn")} hidden by the filter` : "No turn is hidden");
+}
+
+function showFilter() {
+  const { text, states } = filter(), field = place("filter");
+  if (document.activeElement !== field || field.value.trim() !== text) field.value = text;
+  for (const chip of place("states").children) chip.setAttribute("aria-pressed", String(states.has(chip.dataset.state)));
+  for (const tree of trees()) tree.filter = { text, states };
+}
+
+function toggleState(state) {
+  const { text, states } = filter();
+  if (!states.delete(state)) states.add(state);
+  setFilter({ text, states });
+}
+
+function prepareTools() {
+  const field = place("filter");
+  let waiting = null;
+  field.addEventListener("input", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => setFilter({ ...filter(), text: field.value.trim() }, { typed: true }), TYPING_MS);
+  });
+  place("states").addEventListener("click", ({ target }) => {
+    const chip = target.closest("button");
+    if (chip) toggleState(chip.dataset.state);
+  });
+  place("expand").addEventListener("click", () => trees().forEach((tree) => tree.expandAll()));
+  place("collapse").addEventListener("click", () => trees().forEach((tree) => tree.collapseAll()));
+  place("clear").addEventListener("click", clearEnded);
+}
+
+function clearEnded() {
+  const before = trees().reduce((sum, tree) => sum + tree.cleared, 0);
+  for (const panel of panels.values()) {
+    panel.tree.clear();
+    panel.show();
+  }
+  announce(`${plural(trees().reduce((sum, tree) => sum + tree.cleared, 0) - before, "turn")} cleared; history keeps them`);
+}
+
+// --- what is usual --------------------------------------------------------------------------------
+
+async function askUsual() {
+  try {
+    const answer = document.hidden ? null : await fetch("/live/usual", { headers: { Accept: "application/json" } });
+    if (answer?.ok) usual = await answer.json();
+    if (answer?.ok) for (const tree of trees()) tree.usual = usual;
+  } catch {
+    // the server is away: what was usual is still a good guess
+  }
 }
 
 // --- what an operator may do ------------------------------------------------------------------------
@@ -489,6 +603,7 @@ function showProblem({ fields = {}, message }) {
 }
 
 function prepareSheet() {
+  for (const choice of sheet.querySelectorAll("[name=ttl]")) choice.parentElement.hidden = Number(choice.value) > page.max_ttl_hours;
   place("watch-someone").addEventListener("click", () => openSheet());
   place("watch-cancel").addEventListener("click", () => sheet.close());
   sheet.querySelector("form").addEventListener("submit", submitSheet);
@@ -546,13 +661,19 @@ function moveFocus(by) {
   here?.tree.moveFocus(by);
 }
 
+// All panels do the same: they open as long as anything can be opened.
+function toggleAll() {
+  const open = trees().some((tree) => tree.canExpand);
+  for (const tree of trees()) open ? tree.expandAll() : tree.collapseAll();
+}
+
 const KEYS = {
-  "/": () => openSheet(),
+  "/": () => (sheet ? openSheet() : place("filter").focus()),
   j: () => moveFocus(1),
   k: () => moveFocus(-1),
   p: () => setPaused(!paused),
   f: () => setFollowing(!following),
-  e: () => trees().forEach((tree) => tree.toggleAll()),
+  e: toggleAll,
   "?": () => place("keys-sheet").showModal(),
 };
 
@@ -560,6 +681,12 @@ document.addEventListener("keydown", (event) => {
   if (typing(event) || !KEYS[event.key]) return;
   event.preventDefault();
   KEYS[event.key]();
+});
+document.addEventListener("keydown", ({ key }) => {
+  const menu = key === "Escape" ? document.querySelector("details.menu[open]") : null;
+  if (!menu) return;
+  menu.open = false;
+  menu.querySelector("summary").focus();
 });
 document.addEventListener("click", ({ target }) => {
   for (const menu of document.querySelectorAll("details.menu[open]")) if (!menu.contains(target)) menu.open = false;
@@ -570,6 +697,7 @@ place("help").addEventListener("click", () => place("keys-sheet").showModal());
 addEventListener("popstate", showChoice);
 document.addEventListener("visibilitychange", () => document.hidden || askPeople());
 if (sheet) prepareSheet();
+prepareTools();
 
 learn(page);
 showChoice();
@@ -579,3 +707,4 @@ setInterval(() => {
   for (const panel of panels.values()) panel.show();
   showDelay();
 }, 1000);
+setInterval(askUsual, USUAL_MS);
