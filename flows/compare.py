@@ -105,7 +105,7 @@ class _Clock:
             return at, self.at(end)
         if row["checkpoint"] in tree.ENDED_BY:  # left open
             return at, (self.last - self.zero).total_seconds() * 1000
-        measured = isinstance(took, int | float) and not isinstance(took, bool) and took >= 0
+        measured = words.is_number(took) and took >= 0
         if row["checkpoint"] in tree.ENDED_BY.values() and measured:
             return at - took, at
         if words.CHECKPOINTS.get(row["checkpoint"], words.UNKNOWN)["kind"] != "check":

@@ -64,7 +64,7 @@ def _line(row: Row) -> Line | None:
         return Line(flow_id, "tool", said.label, given, "running", cut=_is_cut(data, "arguments"))
     if name == "error" or (said.kind == "check" and said.state == "refused"):
         return Line(flow_id, "problem", said.label, said.facts, said.state)
-    if name == "flow_end" and data.get("outcome") in LEFT:
+    if name == "flow_end" and str(data.get("outcome")) in LEFT:
         return Line(flow_id, "end", said.label, said.facts, said.state)
     return None
 

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from decimal import ROUND_HALF_UP, Decimal
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -153,10 +154,10 @@ def _usage_check(start: Row, end: Row | None, state: str) -> Words:
     """The limit that was reached, or how many of today's requests this one was."""
     data = start["metadata"]
     used, limit, name = data.get("used"), data.get("limit"), data.get("limit_name") or "requests_per_day"
-    if not _is_number(used):
+    if not is_number(used):
         return "", short(data["reason"]) if _is_text(data.get("reason")) else ""
     amount, unit, when = _LIMITS.get(str(name), (count, str(name), ""))
-    numbers = f"{amount(used)} of {amount(limit)}" if _is_number(limit) else amount(used)
+    numbers = f"{amount(used)} of {amount(limit)}" if is_number(limit) else amount(used)
     said = " ".join(part for part in (numbers, unit, when) if part)
     resets = data.get("resets_at")
     return "", f"{said}, free again {_hour(resets)}" if state == "refused" and when and _is_text(resets) else said
@@ -188,20 +189,20 @@ def _withheld(one: Any) -> str:
 def _llm_thinking(start: Row, end: Row | None, state: str) -> Words:
     asked, answer = start["metadata"], end["metadata"] if end else {}
     number = asked.get("round")
-    model, again = asked.get("model"), f"round {plain(number)}" if _is_number(number) and number > 1 else ""
+    model, again = asked.get("model"), f"round {plain(number)}" if is_number(number) and number > 1 else ""
     if state in {"running", "open"}:
         return "", _join(model, again)
     chose = state == "ok" and "tool" in str(answer.get("finish_reason") or "")
     used: list[Any] = [answer.get("input_tokens"), answer.get("output_tokens")]
-    tokens = sum(one for one in used if _is_number(one))
+    tokens = sum(one for one in used if is_number(one))
     why = answer.get("error") if answer.get("error") is not None else answer.get("code")
     facts = _join(
         short(why) if state == "failed" and why is not None else "",
         model,
         again,
-        f"first token {duration(answer['ttft_ms'])}" if _is_number(answer.get("ttft_ms")) else "",
+        f"first token {duration(answer['ttft_ms'])}" if is_number(answer.get("ttft_ms")) else "",
         f"{count(tokens)} tok" if tokens else "",
-        money(answer["cost_usd"]) if _is_number(answer.get("cost_usd")) and answer["cost_usd"] else "",
+        money(answer["cost_usd"]) if is_number(answer.get("cost_usd")) and answer["cost_usd"] else "",
     )
     return "Model chose tools" if chose else CHECKPOINTS["llm_complete"].get(state, ""), facts
 
@@ -238,7 +239,7 @@ def _flow_end(start: Row, end: Row | None, state: str) -> Words:
     label = OUTCOMES.get(str(how), {"label": "Ended"})["label"]
     if how == "stopped" and _is_text(by):
         label = f"Stopped by {short(by, 60)}"
-    after = f"after {duration(took)}" if _is_number(took) and how != "refused" else ""
+    after = f"after {duration(took)}" if is_number(took) and how != "refused" else ""
     return label, _join(_ENDED.get(str(how), ""), after)
 
 
@@ -322,7 +323,7 @@ def count(number: Any) -> str:
 def _many(value: Any) -> int | None:
     if isinstance(value, list):
         return len(value)
-    return int(value) if _is_number(value) else None
+    return int(value) if is_number(value) else None
 
 
 def _hour(iso: str) -> str:
@@ -337,8 +338,9 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value.strip() != ""
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Any) -> bool:
+    """A number one can reckon with: finite, and no integer beyond a double."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 def _join(*facts: Any) -> str:
@@ -352,18 +354,23 @@ def _capital(words: str) -> str:
 
 def duration(ms: object) -> str:
     """<1 ms, 3 ms, 1.4 s, 2 min 05 s, 1 h 12 min; empty for what is no number."""
-    if not isinstance(ms, int | float) or isinstance(ms, bool):
+    if not isinstance(ms, int | float) or not is_number(ms):
         return ""
     if ms < 0.5:
         return "<1 ms"
     if ms < 999.5:
-        return f"{round(ms)} ms"
+        return f"{_rounded(ms, 0)} ms"
     if ms < 59_950:
-        return f"{ms / 1000:.1f} s"
-    seconds = round(ms / 1000)
+        return f"{_rounded(ms / 1000, 1)} s"
+    seconds = math.floor(ms / 1000 + 0.5)
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02d} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def _rounded(number: float, places: int) -> Decimal:
+    """As JavaScript rounds: what lies in the middle goes up."""
+    return Decimal(number).quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP)
 
 
 def money(usd: Any) -> str:
