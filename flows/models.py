@@ -189,3 +189,47 @@ class ServingProcess(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class KeptSpan(models.Model):
+    """An hour or a day (UTC) whose figures flows.tallies keeps.
+
+    A trigger on `turns` makes it STALE in the transaction that changes one of its turns.
+    """
+
+    STALE, KEEPING, KEPT = 0, 1, 2
+
+    hours = models.SmallIntegerField(help_text="1 or 24")
+    start = models.DateTimeField()
+    state = models.SmallIntegerField(default=STALE)
+
+    class Meta:
+        db_table = "kept_spans"
+        default_permissions = ()
+        constraints = [models.UniqueConstraint(fields=["hours", "start"], name="one_kept_span")]
+
+    def __str__(self) -> str:
+        return f"{self.hours} h from {self.start}"
+
+
+class KeptTally(models.Model):
+    """One row of the figures of a span; what its keys are depends on the figure (flows.tallies)."""
+
+    span = models.ForeignKey(KeptSpan, on_delete=models.CASCADE)
+    figure = models.CharField(max_length=10)
+    key = models.TextField(null=True)
+    key2 = models.TextField(null=True)
+    key3 = models.TextField(null=True)
+    count = models.BigIntegerField()
+    input_tokens = models.BigIntegerField()
+    output_tokens = models.BigIntegerField()
+    cost_usd = models.DecimalField(max_digits=24, decimal_places=8, null=True)
+    buckets = ArrayField(models.SmallIntegerField(), null=True, help_text="of durations, see flows.tallies")
+    counts = ArrayField(models.IntegerField(), null=True, help_text="how many durations in each of the buckets")
+
+    class Meta:
+        db_table = "kept_tallies"
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"{self.figure} {self.key}"

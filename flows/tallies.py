@@ -3,18 +3,22 @@
 Counts and sums by how turns ended, by model and by person, and for each measured step a histogram of
 its durations, in buckets that each end 2 % above their beginning. flows.analytics makes its answers of
 these rows.
+
+Of past hours and days (UTC) the rows are kept (flows.keeping), and what is asked of everybody's turns is put together
+of kept days, kept hours and the turns of the rest. A trigger on `turns` marks an hour stale in the
+transaction that changes it, so no answer is ever made of figures that are no longer true.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import connection
 
-from flows.models import tool_tag
+from flows.models import KeptSpan, tool_tag
 
 MOST_PEOPLE = 20
 # The figures of a row; what its keys then are.
@@ -51,7 +55,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Which turns, besides when they began."""
+    """Which turns, besides when they began; nothing given: everybody's."""
 
     user_id: str | None = None
     model: str | None = None
@@ -74,7 +78,7 @@ def percentile(times: dict[int, int], share: float) -> float | None:
 
 
 # One row per end, model, person and tool; then one per step with its histogram.
-_OF_TURNS = """
+OF_TURNS = """
 SELECT CASE WHEN grouping(user_id) = 0 THEN 'person' WHEN grouping(model) = 0 THEN 'model' ELSE 'end' END AS figure,
     CASE WHEN grouping(user_id) = 0 THEN user_id WHEN grouping(model) = 0 THEN model ELSE stage::text END AS key,
     CASE WHEN grouping(stage) = 0 THEN outcome END AS key2, CASE WHEN grouping(stage) = 0 THEN error END AS key3,
@@ -125,13 +129,88 @@ UNION ALL
 """
 
 
+_KEPT = """
+SELECT figure, key, key2, key3, count, input_tokens, output_tokens, cost_usd, buckets, counts
+FROM kept_tallies JOIN kept_spans ON kept_spans.id = span_id WHERE span_id = ANY(%s) AND state = 2
+"""
+# Asked in the same moment: are all spans that were counted on still kept?
+_STILL_KEPT = """
+UNION ALL SELECT 'spans', NULL, NULL, NULL, count(*), 0, 0, NULL, NULL, NULL
+FROM kept_spans WHERE id = ANY(%s) AND state = 2
+"""
+
+
 def of_turns(since: datetime, until: datetime, chosen: Chosen) -> list[Tally]:
-    """The figures of the turns that began in [since, until) and are chosen. One query."""
+    """The figures of the turns that began in [since, until) and are chosen.
+
+    One query; two for everybody's turns, and more only if a kept hour changes between them.
+    """
+    if chosen == Chosen():
+        for _ in range(3):
+            spans = _kept_within(since, until)
+            if not spans:
+                break
+            found = _put_together(since, until, spans)
+            if found is not None:
+                return found
+    return read(since, until, chosen)
+
+
+def read(since: datetime, until: datetime, chosen: Chosen) -> list[Tally]:
+    """The same, of the turns themselves. One query."""
     condition, values = where([(since, until)], chosen)
-    sql = _ASK.format(parts=_OF_TURNS.format(where=condition), people=MOST_PEOPLE)
+    return _asked(OF_TURNS.format(where=condition), values * 3)
+
+
+def _asked(parts: str, values: Sequence[Any], more: str = "") -> list[Tally]:
+    sql = _ASK.format(parts=parts, people=MOST_PEOPLE) + more
     with connection.cursor() as cursor:
-        cursor.execute(sql, values * 3)
+        cursor.execute(sql, values)
         return [_tally(row) for row in cursor.fetchall()]
+
+
+def _put_together(since: datetime, until: datetime, spans: "Sequence[Span]") -> list[Tally] | None:
+    """Of kept spans and the turns between them; None when one of the spans is not kept any more."""
+    condition, values = where(_between(since, until, spans), Chosen())
+    ids = [span.id for span in spans]
+    parts = OF_TURNS.format(where=condition) + "UNION ALL" + _KEPT
+    found = _asked(parts, [*values * 3, ids, ids], _STILL_KEPT)
+    still = next(tally.count for tally in found if tally.figure == "spans")
+    return [tally for tally in found if tally.figure != "spans"] if still == len(spans) else None
+
+
+class Span(NamedTuple):
+    """A kept hour or day."""
+
+    start: datetime
+    end: datetime
+    id: int
+
+
+def _kept_within(since: datetime, until: datetime) -> list[Span]:
+    """The kept spans that lie wholly inside and do not overlap, days before hours; ascending. One query."""
+    rows = KeptSpan.objects.filter(state=KeptSpan.KEPT, start__gte=since, start__lt=until)
+    found: list[Span] = []
+    days: set[datetime] = set()
+    for row_id, hours, start in rows.order_by("-hours").values_list("id", "hours", "start"):
+        span = Span(start, start + timedelta(hours=hours), row_id)
+        day = start.astimezone(UTC).replace(hour=0)
+        if span.end > until or (hours == 1 and day in days):
+            continue
+        if hours != 1:
+            days.add(day)
+        found.append(span)
+    return sorted(found)
+
+
+def _between(since: datetime, until: datetime, spans: Sequence[Span]) -> list[tuple[datetime, datetime]]:
+    """What of [since, until) none of the spans covers."""
+    gaps, at = [], since
+    for span in spans:
+        if at < span.start:
+            gaps.append((at, span.start))
+        at = span.end
+    return [*gaps, (at, until)] if at < until else gaps
 
 
 def where(spans: Sequence[tuple[datetime, datetime]], chosen: Chosen) -> tuple[str, list[Any]]:

@@ -17,7 +17,7 @@ from django.core.management import call_command
 from django.db import Error
 
 from chat.usage import settle_abandoned
-from flows import heartbeat
+from flows import heartbeat, keeping
 from flows.persister import Loop, Persister
 from flows.sweep import Sweep
 from flows.tracker import tracker
@@ -36,6 +36,8 @@ LAST_WORDS_S = 2.0
 FLUSH_S = 5.0
 REFRESH_EVERY_S = 0.5
 TIDY_EVERY_S = 3600.0
+KEEP_EVERY_S = 15.0
+"""How often the figures of at most 24 past hours are kept: a month of them within minutes."""
 
 _started_on: asyncio.AbstractEventLoop | None = None
 _background: set[asyncio.Task[Any]] = set()
@@ -153,15 +155,17 @@ def persister() -> Loop:
     sweep = Sweep(is_monitored=watchlist.is_monitored, on_abandoned=settle_abandoned)
     worker.beside(_every(REFRESH_EVERY_S, watchlist.refresh_sync))
     worker.beside(sweep)
+    worker.beside(_every(KEEP_EVERY_S, keeping.keep))
     worker.beside(_every(TIDY_EVERY_S, tidy))
     return worker
 
 
 def tidy() -> None:
-    """Remove what has no use any more: sessions that ran out, and processes that ended a week ago
-    and left no turn open."""
+    """Remove what has no use any more: sessions that ran out, processes that ended a week ago and left
+    no turn open, and the figures of single hours long ago."""
     call_command("clearsessions")
     heartbeat.forget_ended()
+    keeping.forget_old_hours()
 
 
 def _every(seconds: float, work: Callable[[], Any]) -> Callable[[], None]:

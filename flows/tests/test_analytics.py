@@ -1,8 +1,6 @@
 """The figures agree with the history list, and the percentiles with exact ones."""
 
-import json
 import math
-import random
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -16,93 +14,19 @@ from flows.analytics import Analysis, Percentiles, Question, analyse
 from flows.history import TurnFilters
 from flows.models import STAGES, InteractionFlow, Turn
 from flows.store import store
+from flows.tests.samples import MODELS, USERS, Sample
 
 pytestmark = pytest.mark.django_db
 SINCE = datetime(2026, 11, 20, 0, 0, tzinfo=UTC)
 UNTIL = SINCE + timedelta(hours=30)
 SLOTS = [SINCE + timedelta(hours=each) for each in (0, 6, 12, 18, 24, 30)]
-USERS = ("ann@example.com", "bob@example.com", "cem@example.com")
-MODELS = ("m-small", "m-large")
-TOOLS = ("clock", "search", "calculator")
-
-
-class Sample:
-    """Turns of every kind, a few hundred, some before and after the time that is asked about."""
-
-    def __init__(self, seed: int) -> None:
-        self.chance = random.Random(seed)
-        self.rows: list[dict[str, Any]] = []
-
-    def turn(self, began: datetime) -> None:
-        chance = self.chance
-        self.user_id, self.session_id = chance.choice(USERS), str(uuid.UUID(int=chance.getrandbits(128)))
-        self.at, self.turn_id = began, ""
-        kind = chance.choice(["done"] * 5 + ["signed_out", "blocked", "limit", "failed", "left", "running", "stands"])
-        if kind == "signed_out":
-            root = self.add("auth_check", None, status="failed", reason="expired", duration_ms=self.ms())
-            return self.end(root, "refused")
-        root = self.add("auth_check", None, status="passed", question="how late?", duration_ms=self.ms())
-        if kind == "blocked":
-            self.add("block_check", root, status="failed", code="user_blocked", duration_ms=self.ms())
-            return self.end(root, "refused")
-        check = self.add("block_check", root, status="passed", duration_ms=self.ms())
-        if kind == "limit":
-            self.add("usage_check", check, status="failed", code="usage_limit", duration_ms=self.ms())
-            return self.end(root, "refused")
-        check = self.add("usage_check", check, status="passed", duration_ms=self.ms())
-        if kind == "stands":
-            return None
-        model = chance.choice(MODELS)
-        thinking = self.add("llm_thinking", check, status="started", model=model)
-        for _ in range(chance.choice([0, 0, 1, 3])):
-            self.call(thinking)
-        if kind == "running":
-            return None
-        status = {"failed": "error", "left": "cancelled"}.get(kind, "ok")
-        spoke = {"ttft_ms": self.ms()} if status == "ok" else {}
-        cost = chance.choice([None, 0.25])
-        tokens = {"input_tokens": chance.randint(1, 99), "output_tokens": chance.randint(1, 99)}
-        self.add("llm_complete", thinking, status=status, duration_ms=self.ms(), cost_usd=cost, **tokens, **spoke)
-        if kind == "failed":
-            self.add("error", thinking, code=chance.choice(["llm_failed", "llm_timeout"]))
-        return self.end(root, {"failed": "failed", "left": "disconnected"}.get(kind, "completed"), **spoke)
-
-    def call(self, thinking: str) -> None:
-        tool, status = self.chance.choice(TOOLS), self.chance.choice(["ok", "ok", "error", "cancelled"])
-        call = self.add("tool_call", thinking, status="started", tool=tool)
-        if self.chance.random() < 0.9:
-            self.add("tool_result", call, status=status, tool=tool, duration_ms=self.ms())
-
-    def ms(self) -> float:
-        return round(math.exp(self.chance.gauss(4, 2)), 3)
-
-    def end(self, root: str, outcome: str, **more: Any) -> None:
-        self.add("flow_end", root, outcome=outcome, duration_ms=self.ms(), **more)
-
-    def add(self, checkpoint: str, parent: str | None, /, **metadata: Any) -> str:
-        flow_id = str(uuid.UUID(int=self.chance.getrandbits(128)))
-        self.turn_id = self.turn_id or flow_id
-        self.at += timedelta(milliseconds=1)
-        self.rows.append(
-            {
-                "flow_id": flow_id,
-                "user_id": self.user_id,
-                "session_id": self.session_id,
-                "turn_id": self.turn_id,
-                "checkpoint": checkpoint,
-                "parent_id": parent,
-                "metadata": metadata,
-                "created_at": self.at.isoformat(),
-            }
-        )
-        return flow_id
 
 
 def sample(seed: int = 1, turns: int = 400) -> None:
     made = Sample(seed)
     for _ in range(turns):
         made.turn(SINCE + timedelta(seconds=made.chance.uniform(-7200, 32 * 3600)))
-    store([json.dumps(row).encode() for row in made.rows])
+    store(made.documents())
 
 
 def questions() -> Iterator[Question]:
