@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from urllib.parse import parse_qsl, urlencode
 
 from django.conf import settings
+from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, models, transaction
 from django.db.models.functions import Now
@@ -52,8 +53,7 @@ class SavedView(models.Model):
             raise ValidationError("There are no views of this page.")
         with transaction.atomic():
             # one at a time for each owner, so that the limit holds
-            owners = type(owner)._default_manager.select_for_update(of=("self",))
-            owners.get(pk=owner.pk)
+            get_user_model().objects.select_for_update().get(pk=owner.pk)
             view = cls.objects.filter(owner=owner, name=name).first()
             if view is None and cls.objects.filter(owner=owner).count() >= VIEWS_MAX:
                 raise ValidationError(f"You have {VIEWS_MAX} views already. Delete one first.")
