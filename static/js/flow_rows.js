@@ -5,7 +5,7 @@
 import { element, icon } from "./dom.js";
 import { duration } from "./format.js";
 import { details, rollUpFacts } from "./flow_details.js";
-import { PACES, usually } from "./pace.js";
+import { LEAST_MS, PACES, usually } from "./pace.js";
 import { describe } from "./words.js";
 
 const WHOLE = 150; // a turn of so many rows is drawn whole
@@ -199,7 +199,7 @@ export class Rows {
     if (!parts.pace) parts.facts.before((parts.pace = element("span", { className: "row-pace" })));
     parts.pace.classList.toggle("is-slow", pace !== "");
     parts.pace.title = pace && !running ? `${PACES[pace].words}: ${usually(usual)}` : usually(usual);
-    parts.pace.replaceChildren(...(pace ? [icon(PACES[pace].icon)] : []), words);
+    parts.pace.replaceChildren(...(pace && !running ? [icon(PACES[pace].icon)] : []), words);
   }
 
   // A folded step says what is below it; so does one whose own row has no tokens to show.
@@ -331,7 +331,7 @@ function fillBar(step, from, to, folded) {
   set(bar, "--e", to === null ? null : Math.max(0, to - base));
   bar.className = to === from ? "is-point" : "";
   const first = step.end?.metadata?.ttft_ms;
-  mark(parts, "usual", usual && !folded ? from - base + usual.p50 : null, "is-usual");
+  mark(parts, "usual", usual && usual.p95 >= LEAST_MS && !folded ? from - base + usual.p50 : null, "is-usual");
   mark(parts, "first", Number.isFinite(first) && step.end.checkpoint === "llm_complete" && !folded ? from - base + first : null, "is-first");
   const last = tail(step, folded);
   mark(parts, "below", last === null ? null : (to ?? from) - base, "is-below");

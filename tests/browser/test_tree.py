@@ -1,5 +1,6 @@
 """The tree component by itself: any order, no doubles, one row for a step, thousands of rows, the words."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,7 @@ FEED = """async ([lists, order]) => {
     const { FlowTree } = await import("/static/js/flow_tree.js");
     const place = document.getElementById("content");
     place.replaceChildren();
-    const tree = (window.tree = new FlowTree(place, { order }));
+    const tree = (window.tree = new FlowTree(place, { order/* options */ }));
     for (const list of lists) { for (const one of list) tree.add(one); tree.flush(); }
 }"""
 
@@ -195,6 +196,168 @@ def test_old_turns_free_their_checkpoints_and_then_their_line(page: Page) -> Non
     line.click()
     expect(page.locator(".turn", has_text="turn 100").locator(".row")).to_have_count(8)
     assert line.inner_text() == before
+
+
+def test_a_folded_step_says_what_is_below_it_and_the_turn_its_totals(page: Page) -> None:
+    auth = checkpoint(None, "auth_check", None, 0, status="passed", question="sums")
+    first = checkpoint(None, "llm_thinking", auth, 1, status="started", model="m", round=1)
+    answered = checkpoint(
+        None, "llm_complete", first, 400, status="ok", input_tokens=1000, output_tokens=204, cost_usd=0.003
+    )
+    call = checkpoint(None, "tool_call", first, 401, status="started", tool="search")
+    result = checkpoint(None, "tool_result", call, 2000, status="error", error="away")
+    second = checkpoint(None, "llm_thinking", auth, 2001, status="started", model="m", round=2)
+    last = checkpoint(None, "llm_complete", second, 3000, status="ok", input_tokens=10, output_tokens=6, cost_usd=0.001)
+    page.evaluate(FEED, [[[auth, first, answered, call, result, second, last]], "oldest"])
+    expect(page.locator(".turn-meta")).to_contain_text("1 tool · 1,220 tok · $0.004")
+    row = page.locator(f'[data-flow-id="{auth["flow_id"]}"]')
+    row.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator(".row")).to_have_count(1)
+    expect(row.locator(".row-sum")).to_have_text("3 steps, 1 failed · 1,220 tok · $0.004")
+    expect(row.locator(".row-time")).to_have_text("3.0 s")
+    # what comes below it meanwhile is counted
+    third = checkpoint(None, "tool_call", second, 3001, status="started", tool="search")
+    page.evaluate("one => { tree.add(one); tree.flush(); }", third)
+    expect(row.locator(".row-sum")).to_contain_text("4 steps, 1 failed")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".row")).to_have_count(5)
+    expect(row.locator(".row-sum")).to_have_count(0)
+    # opened, a parent says it in its details, and its bar shows how long all below it took
+    rounds = page.locator('.row[data-checkpoint="llm_thinking"]')
+    expect(rounds.first.locator(".row-bar .is-below")).to_be_attached()
+    rounds.first.click()
+    expect(rounds.first.locator(".details-sum")).to_contain_text("1 step, 1 failed · 2.0 s · 1,204 tok · $0.003")
+
+
+def test_an_open_turn_has_an_axis_and_says_where_its_first_token_came(page: Page) -> None:
+    auth = checkpoint(None, "auth_check", None, 0, status="passed", question="when")
+    thinking = checkpoint(None, "llm_thinking", auth, 100, status="started", model="m")
+    answered = checkpoint(None, "llm_complete", thinking, 3900, status="ok", ttft_ms=900)
+    page.evaluate(FEED, [[[auth, thinking, answered]], "oldest"])
+    expect(page.locator(".axis-words")).to_have_text("first token 1.0 s")
+    expect(page.locator(".turn")).to_have_class(re.compile("has-first"))
+    end = checkpoint(None, "flow_end", auth, 4000, outcome="completed", duration_ms=4000, ttft_ms=1200)
+    page.evaluate("one => { tree.add(one); tree.flush(); }", end)
+    # flow_end knows when the first word of the answer came
+    expect(page.locator(".axis-words")).to_have_text("first token 1.2 s")
+    expect(page.locator(".axis-scale span")).to_have_text(["0", "1 s", "2 s", "3 s", "4 s"])
+    # ticks and bars are on one scale: the model's bar begins at 0.1 of 4 seconds and ends at 3.9
+    places = page.evaluate(
+        """() => {
+            const box = (one) => one.getBoundingClientRect();
+            const scale = box(document.querySelector(".axis-scale"));
+            const tick = box(document.querySelectorAll(".axis-scale span")[2]);
+            const bar = box(document.querySelector('.row[data-checkpoint="llm_thinking"] .row-bar i'));
+            const share = (x) => (x - scale.left) / scale.width;
+            return [share(tick.left + tick.width / 2), share(bar.left), share(bar.right)];
+        }"""
+    )
+    assert places == pytest.approx([0.5, 0.025, 0.975], abs=0.01)
+
+
+def test_what_is_usual_is_said_and_what_is_slower_is_marked(page: Page) -> None:
+    auth = checkpoint(None, "auth_check", None, 0, status="passed", question="slow")
+    thinking = checkpoint(None, "llm_thinking", auth, 1, status="started", model="m")
+    calls = [
+        checkpoint(None, "tool_call", thinking, 2 + at, status="started", tool=tool)
+        for at, tool in enumerate(["quick", "constructor", "search"])
+    ]
+    usual = {"llm_thinking": {"m": [1000, 2000]}, "tool_call": {"search": [800, 1000], "quick": [1, 3]}}
+    options = "{ usual: " + json.dumps(usual) + ", now: () => tree_now }"
+    page.evaluate("window.tree_now = 0")
+    page.evaluate(FEED.replace("/* options */", f", ...{options}"), [[[auth, thinking, *calls]], "oldest"])
+    begun = page.evaluate("[...tree.turns.values()][0].at")
+    paces = "() => [...document.querySelectorAll('.row')].map((row) => row.dataset.pace)"
+
+    def at(ms: int) -> list[str]:
+        page.evaluate("now => { tree_now = now; tree.tick(); }", begun + ms)
+        return page.evaluate(paces)
+
+    # auth_check, the model, quick, constructor, search
+    assert at(400) == ["", "", "", "", ""]
+    assert at(1200) == ["", "", "far", "", "slow"]
+    assert at(2400) == ["", "slow", "far", "", "slow"]
+    assert at(3200) == ["", "slow", "far", "", "far"]
+    assert at(6500) == ["", "far", "far", "", "far"]
+    rows = page.locator(".row")
+    expect(rows.nth(1).locator(".row-pace")).to_have_text("far slower than usual (1.0 s)")
+    # nothing is claimed of what too little is known
+    expect(rows.nth(3).locator(".row-pace")).to_have_count(0)
+    # a page learns later what is usual, and less than half a second is never called slow
+    done = checkpoint(None, "tool_result", calls[0], 300, status="ok")
+    page.evaluate("one => { tree.add(one); tree.flush(); }", done)
+    expect(rows.nth(2).locator(".row-pace")).to_have_count(0)
+    page.evaluate("tree.usual = { llm_thinking: {}, tool_call: {} }")
+    assert set(page.evaluate(paces)) == {""}
+    expect(page.locator(".row-pace")).to_have_count(0)
+
+
+def test_a_page_follows_the_reader_and_leads_him(page: Page) -> None:
+    one, other = whole_turn(0, "first"), whole_turn(4000, "second")
+    page.evaluate("window.gone = []")
+    page.evaluate(
+        FEED.replace("/* options */", ", onselect: (id) => gone.push(id)"),
+        [[one, other], "oldest"],
+    )
+    page.locator(".row").nth(3).click()
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate("gone") == [one[3]["flow_id"], one[5]["flow_id"]]
+    # leading him says nothing back; the end of a step leads to its row
+    assert page.evaluate("id => tree.select(id)", other[7]["flow_id"]) is True
+    chosen = page.locator('.row[aria-selected="true"]')
+    expect(chosen).to_have_attribute("data-flow-id", other[5]["flow_id"])
+    expect(chosen).to_be_in_viewport()
+    assert page.evaluate("gone.length") == 2
+    assert page.evaluate("tree.select('nobody')") is False
+    page.evaluate("id => tree.remove(id)", one[0]["flow_id"])
+    expect(page.locator(".turn-title")).to_have_text(["second"])
+    page.evaluate("list => { for (const one of list) tree.add(one); tree.flush(); }", one)
+    expect(page.locator(".turn-title")).to_have_text(["first", "second"])
+
+
+ODD_NAMES = ("constructor", "toString", "__proto__", "hasOwnProperty", "<b>bold</b>", "\u202eevil", "n" * 50)
+ODD_METADATA = (
+    None,
+    [],
+    [1, {"a": None}],
+    "text",
+    5,
+    {"status": {"a": 1}, "tool": ["x"], "model": 3, "ttft_ms": "soon"},
+)
+
+
+def test_any_name_and_any_metadata_is_drawn(page: Page) -> None:
+    auth = checkpoint(
+        None,
+        "auth_check",
+        None,
+        0,
+        status="passed",
+        question="\u0627\u0644\u0639\u0631\u0628\u064a\u0629 \U0001f9d1\u200d\U0001f680 " + "W" * 300,
+    )
+    odd = [checkpoint(None, name, auth, 1 + at, **{name: name}) for at, name in enumerate(ODD_NAMES)]
+    known = [name for name in words.CHECKPOINTS if name not in {"flow_end", "llm_complete", "tool_result"}]
+    bare = [
+        {**checkpoint(None, name, auth, 20 + at + len(known) * more), "metadata": metadata}
+        for more, metadata in enumerate(ODD_METADATA)
+        for at, name in enumerate(known)
+    ]
+    big = checkpoint(
+        None, "tool_call", auth, 900, tool="t" * 400, arguments=json.dumps({"q": "<img src=x>" + "\u5b57" * 2600})
+    )
+    page.evaluate(FEED, [[[auth, *odd, *bare, big]], "oldest"])
+    labels = page.locator(".row .row-label").all_inner_texts()
+    assert labels[1 : 1 + len(ODD_NAMES)] == list(ODD_NAMES)
+    assert page.locator(".row").count() == len(odd) + len(bare) + 2
+    assert page.locator(".row img, .row b:not(.row-label)").count() == 0
+    # all it has, in its details, and nothing of it stands out of the page
+    page.locator(".row").last.click()
+    page.get_by_role("button", name="Raw JSON").click()
+    expect(page.locator(".details > section > pre")).to_contain_text("<img src=x>")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.get_by_role("button", name="Raw JSON").click()
+    expect(page.locator(".details > section > pre")).to_be_hidden()
 
 
 def test_a_new_turn_pushes_nothing_that_is_being_read(page: Page) -> None:
