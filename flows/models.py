@@ -164,6 +164,31 @@ class Turn(models.Model):
                 name="idx_turns_duration",
                 condition=models.Q(duration_ms__isnull=False),
             ),
+            # What else turns are sorted by. Only those that ended are, so each is written once a turn.
+            models.Index(
+                models.F("ttft_ms").desc(),
+                models.F("turn_id").desc(),
+                name="idx_turns_first_token",
+                condition=models.Q(outcome__isnull=False, ttft_ms__isnull=False),
+            ),
+            models.Index(
+                (models.F("input_tokens") + models.F("output_tokens")).desc(),
+                models.F("turn_id").desc(),
+                name="idx_turns_tokens",
+                condition=models.Q(outcome__isnull=False),
+            ),
+            models.Index(
+                models.F("cost_usd").desc(),
+                models.F("turn_id").desc(),
+                name="idx_turns_cost",
+                condition=models.Q(outcome__isnull=False, cost_usd__isnull=False),
+            ),
+            models.Index(
+                models.F("tool_calls").desc(),
+                models.F("turn_id").desc(),
+                name="idx_turns_tools",
+                condition=models.Q(outcome__isnull=False),
+            ),
             GinIndex(fields=["tags"], name="idx_turns_tags"),
             # idx_turns_question, for words in the question, is made by hand in the third migration:
             # it needs pg_trgm, which not every database's owner may install.
