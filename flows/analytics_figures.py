@@ -25,6 +25,7 @@ ALWAYS_SHOWN = frozenset({"completed", "failed", "refused"})
 # A percentile is claimed only where a value or more may lie beyond it.
 FEW = {50: 5, 95: 20, 99: 100}
 MOST_REASONS = 4  # of a stage, before one opens the others
+MANY = 2  # beyond three times as many, a percentage says little
 MARKS_WIDE, MARKS_NARROW = 12, 5
 
 STAGE_WORDS = {
@@ -111,6 +112,8 @@ def _change(now: int, before: int, period: str) -> Row:
         return {"change": "none before" if now else "", "change_title": exact}
     part = (now - before) / before
     text = "as before" if abs(part) < 0.005 else f"{part:+.0%}".replace("%", "\u00a0%").replace("-", "\u2212")
+    if part >= MANY:
+        text = f"{now / before:.0f} times as many"
     return {"change": text, "change_title": exact}
 
 
@@ -282,7 +285,10 @@ def durations(found: Analysis, links: Links) -> Row:
         },
         *(_step_row(step, scale, links) for step in found.steps),
     ]
-    ticks = [{"at": charts.percent(scale.at(tick)), "label": words.duration(tick)} for tick in scale.ticks()]
+    ticks = [
+        {"at": charts.percent(scale.at(tick)), "label": f"{tick:g} ms" if tick < 1000 else f"{tick / 1000:g} s"}
+        for tick in scale.ticks()
+    ]
     return {"durations": rows, "ticks": ticks}
 
 
@@ -297,7 +303,11 @@ def _step_row(step: Step, scale: TimeScale, links: Links) -> Row:
         "label": label if step.name else "",
         "name": named(step.name or label, href),
         "icon": known["icon"],
-        "failures": _failures(step.failures, links.turns(checkpoint=step.checkpoint, status=status, **whose)),
+        "failures": _failures(
+            step.failures,
+            links.turns(checkpoint=step.checkpoint, status=status, **whose),
+            "is-warn" if status == "failed" else "is-bad",
+        ),
         **_spread(step.time, scale, HUES.get(known["kind"], "idle")),
     }
 
@@ -307,7 +317,7 @@ def _spread(time: Percentiles, scale: TimeScale, hue: str, links: Links | None =
     cells = [_cell(claimed[part], part, time.count, links) for part in FEW]
     middle = claimed[50]
     bar = "" if middle is None else charts.spread(scale, p50=middle, p95=claimed[95], p99=claimed[99], colour=hue)
-    return {"count": time.count, "cells": cells, "bar": bar, "hue": hue}
+    return {"count": f"{time.count:,}", "cells": cells, "bar": bar, "hue": hue}
 
 
 def claim(time: Percentiles, part: int) -> float | None:
@@ -341,11 +351,11 @@ def tools(found: Analysis, links: Links) -> Iterator[Row]:
         }
 
 
-def _failures(number: int, href: str) -> SafeString:
+def _failures(number: int, href: str, state: str = "is-bad") -> SafeString:
     """How many steps failed, as a link to turns that used such a step and in which one of its kind failed."""
     if not number or not href:
         return format_html('<span class="{}">{}</span>', "" if number else "soft", f"{number:,}")
-    return format_html('<a href="{}" class="figure is-bad">{}</a>', href, f"{number:,}")
+    return format_html('<a href="{}" class="figure {}">{}</a>', href, state, f"{number:,}")
 
 
 def spent(rows: Sequence[Spent], links: Links, by: str, called: Mapping[str, str], colour: str) -> Iterator[Row]:

@@ -57,7 +57,7 @@ def _unclear(filters: Filters, given: dict[str, str], people: list[dict[str, str
     if not errors and not people:
         errors = {"user_id": "Nobody is called that, and nothing is stored of such an address."}
     may_mean = [(person, analytics_links.here(given, user_id=person["user_id"])) for person in people]
-    return {"ranges": _ranges(given, ""), "errors": errors, "people": may_mean}
+    return {"ranges": _ranges(given, given["range"]), "errors": errors, "people": may_mean}
 
 
 def _whom(typed: str) -> tuple[str | None, list[dict[str, str]]]:
@@ -123,6 +123,7 @@ def _answered(question: Asked, spelled: dict[str, str]) -> dict[str, Any]:
         "users": list(figures.spent(found.users, links, "user_id", called, "check")),
         "slowest": [lines.line(turn, called) | {"href": analytics_links.of_turn(turn)} for turn in found.slowest],
         "slowest_href": links.turns(sort="-duration"),
+        "known": {"models": [model.name for model in found.models], "tools": [tool.tool for tool in found.tools]},
     }
 
 

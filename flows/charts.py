@@ -101,10 +101,11 @@ def stacked(columns: Sequence[Column], *, key: str, title: str, description: str
     top = grid_top(max((column.total for column in columns), default=0))
     height = TOP_PX + PLOT_PX + AXIS_PX
     return format_html(
-        '<div class="chart">'
+        '<div class="time-chart">'
         '<svg width="100%" height="{h}" role="img" aria-labelledby="{k}-title {k}-desc" focusable="false">'
         '<title id="{k}-title">{title}</title><desc id="{k}-desc">{desc}</desc>{grid}{bars}{marks}</svg>'
-        '<svg class="chart-links" width="100%" height="{h}" aria-hidden="true" focusable="false">{links}</svg></div>',
+        '<svg class="time-chart-links" width="100%" height="{h}" aria-hidden="true" focusable="false">{links}</svg>'
+        "</div>",
         h=height,
         k=key,
         title=title,
