@@ -27,6 +27,7 @@ from flows.history import Session
 from flows.models import InteractionFlow, Turn
 from flows.reader import EXPORTED, Reader
 from flows.serializers import SessionQuery, TurnQuery
+from flows.usual import usual
 from omni2.accounts.models import User
 
 PASS_S = 12 * 3600  # how long a page may stay open and grow before it is loaded (and noted) again
@@ -75,6 +76,7 @@ def session(request: HttpRequest, session_id: str) -> HttpResponse:
             "flows": rows,
             "lines": [_line(turn) for turn in found.turns if turn.turn_id not in shown],
             "compare": _compare(request, found).get("turn_id"),
+            "usual": usual() if reader.sees_all else None,
             "may_watch": settings.REDIS_ENABLED and user.has_perm("flows.watch"),
             "grow": f"/flows/{found.session_id}/growth?" + urlencode({"pass": _pass(user, found)}),
         },

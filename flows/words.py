@@ -191,18 +191,18 @@ def _llm_thinking(start: Row, end: Row | None, state: str) -> Words:
     number = asked.get("round")
     model, again = asked.get("model"), f"round {plain(number)}" if is_number(number) and number > 1 else ""
     if state in {"running", "open"}:
-        return "", _join(model, again)
+        return "", _join(again, model)
     chose = state == "ok" and "tool" in str(answer.get("finish_reason") or "")
     used: list[Any] = [answer.get("input_tokens"), answer.get("output_tokens")]
     tokens = sum(one for one in used if is_number(one))
     why = answer.get("error") if answer.get("error") is not None else answer.get("code")
     facts = _join(
         short(why) if state == "failed" and why is not None else "",
-        model,
-        again,
-        f"first token {duration(answer['ttft_ms'])}" if is_number(answer.get("ttft_ms")) else "",
         f"{count(tokens)} tok" if tokens else "",
         money(answer["cost_usd"]) if is_number(answer.get("cost_usd")) and answer["cost_usd"] else "",
+        f"first token {duration(answer['ttft_ms'])}" if is_number(answer.get("ttft_ms")) else "",
+        again,
+        model,
     )
     return "Model chose tools" if chose else CHECKPOINTS["llm_complete"].get(state, ""), facts
 

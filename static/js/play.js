@@ -32,6 +32,8 @@ export class Player {
     this.tree = new FlowTree(this.place, { order: "oldest", usual, now: () => this.began + this.at, onselect: (id) => this.#mark(id) });
     this.transcript = new Transcript({ name: title, onchoose: (id) => (this.tree.select(id), this.#mark(id)) });
     this.element.addEventListener("keydown", (event) => this.#key(event));
+    // it stands among the rows of another tree, which must not take them for its own
+    for (const name of ["click", "focusin"]) this.element.addEventListener(name, (event) => event.stopPropagation());
     this.seek(0);
   }
 
@@ -136,8 +138,9 @@ export class Player {
     this.tree.still = !this.playing;
     this.#turn?.tick?.();
     this.range.value = this.at;
-    this.range.setAttribute("aria-valuetext", `${duration(this.at)} of ${duration(this.total)}`);
-    this.clock.textContent = `${this.at === 0 ? "0 s" : duration(this.at)} / ${duration(this.total)}`;
+    const here = this.at === 0 ? "0 s" : duration(this.at);
+    this.range.setAttribute("aria-valuetext", `${here} of ${duration(this.total)}`);
+    this.clock.textContent = `${here} / ${duration(this.total)}`;
     this.element.dataset.state = this.playing ? "playing" : ended ? "ended" : "paused";
     const [symbol, label] = this.playing ? ["pause", "Pause"] : ended ? ["replay", "Play again"] : ["play_arrow", "Play"];
     if (this.toggle.title !== label) {
@@ -171,15 +174,23 @@ export class Player {
   }
 
   #key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target === this.range) event.stopPropagation();
+    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+    const act = event.target === this.range ? this.#rangeKey(event.key)
+      : { j: () => this.tree.moveFocus(1), k: () => this.tree.moveFocus(-1) }[event.key]
+      ?? (event.key === " " && !event.target.closest("button, label, .row") ? () => (this.playing ? this.pause() : this.play()) : null);
+    if (!act) return;
+    event.preventDefault();
+    event.stopPropagation();
+    act();
+  }
+
+  #rangeKey(key) {
     const step = this.total / STEPS;
-    const by = event.target === this.range ? { ArrowLeft: -step, ArrowDown: -step, ArrowRight: step, ArrowUp: step, PageDown: -5 * step, PageUp: 5 * step }[event.key] : undefined;
-    if (by !== undefined) {
+    const by = { ArrowLeft: -step, ArrowDown: -step, ArrowRight: step, ArrowUp: step, PageDown: -5 * step, PageUp: 5 * step, Home: -this.total, End: this.total }[key];
+    return by === undefined ? null : () => {
       this.pause();
       this.seek(this.at + by);
-    } else if (event.key === " " && !event.target.closest("button, label, .row")) {
-      this.playing ? this.pause() : this.play();
-    } else return;
-    event.preventDefault();
+    };
   }
 }

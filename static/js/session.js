@@ -19,7 +19,6 @@ const ASK_MS = 2000; // while a turn runs
 const ASK_QUIET_MS = 6000; // while one may still begin
 const QUIET_FOR_MS = 15 * 60_000; // after that nobody waits for another turn here
 const UNSTORED_MS = 5000; // what was made so long before the newest may still be on its way
-const MANY_TURNS = 20; // so many at once are not read from history for one key
 
 const told = new Map(); // turn_id -> [checkpoint], what the transcripts are made of
 const transcripts = new Map(); // turn_id -> Transcript
@@ -34,6 +33,8 @@ const tree = new FlowTree(place, {
   historyOf: (session, flowId) => `/flows/${encodeURIComponent(session)}/#${flowId}`,
   load: (session, turnId) => bring(turnId),
   onselect: (flowId) => {
+    // the tree says so as well when a turn was opened
+    if (tree.turns.has(flowId)) dress(tree.turns.get(flowId));
     markSaid(flowId);
     keepInUrl(flowId);
   },
@@ -45,6 +46,7 @@ add(data.flows);
 draw();
 for (const { turn_id: id } of data.lines) foldLine(id);
 linkTurns();
+showFacts();
 if (tree.isEmpty) place.append(element("p", { className: "soft", text: "Nothing is stored of this session." }));
 
 // --- turns that are only a line ------------------------------------------------------------------
@@ -58,7 +60,7 @@ function addLine(line) {
   const inner = { ...of, parent_id: line.turn_id, created_at: line.ended_at ?? line.started_at };
   tree.add(root);
   if (line.error) tree.add({ ...inner, flow_id: `${line.turn_id}-error`, checkpoint: "error", metadata: { code: line.error } });
-  tree.add({ ...inner, flow_id: `${line.turn_id}-end`, checkpoint: "flow_end", metadata: { outcome: line.outcome, duration_ms: line.duration_ms ?? undefined } });
+  tree.add({ ...inner, flow_id: `${line.turn_id}-end`, checkpoint: "flow_end", metadata: { outcome: line.outcome, duration_ms: line.duration_ms ?? undefined, ttft_ms: line.ttft_ms ?? undefined } });
 }
 
 function foldLine(id) {
@@ -73,12 +75,9 @@ function foldLine(id) {
 async function bring(turnId) {
   const answer = await fetch(`${data.grow}&of=${encodeURIComponent(turnId)}`, { headers: { Accept: "application/json" } });
   if (!answer.ok) throw new Error(`history answered ${answer.status}`);
-  const { flows } = await answer.json(), turn = tree.turns.get(turnId);
-  Object.assign(turn, { tokens: 0, cost: 0, tools: 0 }); // summed anew from what comes
-  for (const one of flows) tree.turnOf.set(one.flow_id, turn);
+  const { flows } = await answer.json();
   told.set(turnId, flows);
   behind.delete(turnId);
-  queueMicrotask(() => dress(turn));
   return flows;
 }
 
@@ -236,13 +235,7 @@ function goBeside(by) {
 }
 
 function toggleAll() {
-  if (behind.size <= MANY_TURNS) tree.toggleAll();
-  else {
-    const here = [...tree.turns.values()].filter((turn) => turn.article && !behind.has(turn.id));
-    const wanted = here.some((turn) => !turn.open);
-    for (const turn of here) tree.toggle(turn, wanted);
-    announce("Older turns open one by one");
-  }
+  tree.toggleAll();
   for (const turn of tree.turns.values()) dress(turn);
 }
 
@@ -262,8 +255,8 @@ async function startPlay(turnId, { speed = SPEEDS[0] } = {}) {
     },
   });
   turn.article.before(player.element);
-  turn.article.hidden = true;
-  player.stored = turn.article;
+  player.stored = turn;
+  hide(turn, true);
   playInUrl(turnId, player.speed);
   player.element.scrollIntoView({ block: "nearest" });
   player.begin();
@@ -272,9 +265,15 @@ async function startPlay(turnId, { speed = SPEEDS[0] } = {}) {
 function stopPlay() {
   if (!player) return;
   player.destroy();
-  player.stored.hidden = false;
+  hide(player.stored, false);
   player = null;
   playInUrl(null);
+}
+
+// As the tree's own filter hides a turn: its keys pass it by.
+function hide(turn, isHidden) {
+  turn.isHidden = isHidden;
+  turn.draw();
 }
 
 function playInUrl(turnId, speed) {
@@ -357,10 +356,6 @@ function setLive(active) {
 
 // --- events ------------------------------------------------------------------------------------------
 
-place.addEventListener("click", ({ target }) => {
-  const head = target.closest(".turn-head");
-  if (head) dress(head.closest(".turn").turn);
-});
 addEventListener("hashchange", revealHash);
 document.addEventListener("visibilitychange", () => document.hidden || ask());
 document.addEventListener("keydown", (event) => {
