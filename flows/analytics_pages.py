@@ -5,9 +5,10 @@ leads to the turns it counts (flows.analytics_links). Readable without a script.
 """
 
 from typing import Any, cast
+from urllib.parse import urlencode
 
 from django.contrib.auth.decorators import login_required, permission_required
-from django.db.models import Count, Q
+from django.db.models import Count
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import render
 from django.urls import URLPattern, URLResolver, path
@@ -16,10 +17,11 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
 from flows import analytics_figures as figures
-from flows import analytics_links, charts, history, lines
+from flows import analytics_links, charts, history, lines, saved_view_pages
 from flows.analytics import Analysis, Question, analyse
 from flows.analytics_links import Links
 from flows.analytics_query import DEFAULT_RANGE, OWN, RANGE_LENGTHS, RANGES, Asked, Filters, address, asked
+from flows.asked import people_like
 from flows.history import RUNNING, TurnFilters
 from flows.reader import VIEW
 from omni2.accounts.access import record_access
@@ -27,7 +29,6 @@ from omni2.accounts.models import User
 from omni2.zone import zone_of
 
 FIELDS = ("range", "since", "until", "user_id", "model", "tool")
-MOST_PEOPLE = 8
 
 
 @require_safe
@@ -39,7 +40,8 @@ def analytics(request: HttpRequest) -> HttpResponse:
     zone = zone_of(request)
     given = {name: request.GET.get(name, "").strip() for name in FIELDS}
     filters = Filters(given, zone)
-    page = {"title": "Analytics", "given": given, "zone": zone.key}
+    page: dict[str, Any] = {"title": "Analytics", "given": given, "zone": zone.key}
+    page["views"] = saved_view_pages.shown(cast(User, request.user), "/analytics/", urlencode(_filled(given)))
     user_id, people = _whom(filters.cleaned_data["user_id"]) if filters.is_valid() else (None, [])
     if user_id is None:
         return render(request, "flows/analytics.html", page | _unclear(filters, given, people))
@@ -49,6 +51,10 @@ def analytics(request: HttpRequest) -> HttpResponse:
     question = asked(filters, zone, user_id=user_id or None, now=timezone.now())
     _note(cast(User, request.user), question.question)
     return render(request, "flows/analytics.html", page | _answered(question, spelled))
+
+
+def _filled(given: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in given.items() if value}
 
 
 def _unclear(filters: Filters, given: dict[str, str], people: list[dict[str, str]]) -> dict[str, Any]:
@@ -69,8 +75,7 @@ def _whom(typed: str) -> tuple[str | None, list[dict[str, str]]]:
     if "@" in typed:
         is_known = User.objects.filter(email=by_address).exists() or history.is_known(by_address)
         return (by_address if is_known else None), []
-    found = User.objects.filter(Q(name__icontains=typed) | Q(email__icontains=typed)).order_by("name", "email")
-    people = [{"user_id": user.user_id, "name": user.get_full_name()} for user in found[:MOST_PEOPLE]]
+    people = people_like(typed)
     return (people[0]["user_id"], []) if len(people) == 1 else (None, people)
 
 

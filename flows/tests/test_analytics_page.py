@@ -1,4 +1,4 @@
-"""The page of figures: who may see it, what it is asked, and that each figure is the number of turns behind its link."""
+"""The page of figures: who may see it, what it is asked, and that each figure is the number of turns it leads to."""
 
 import re
 from collections.abc import Iterator
@@ -298,6 +298,15 @@ def test_no_turn_says_what_to_try(reader: Client, bob: Any) -> None:
     assert 'href="/analytics/?range=24h&amp;model=gone"' in html
     assert "Everybody, every model and tool" in html
     assert 'class="tiles"' in html_of(reader, "/analytics/?range=24h")
+
+
+def test_filters_are_kept_under_a_name(reader: Client, august: Any, ada: Any) -> None:
+    query = "range=7d&tool=search"
+    answer = reader.post("/flows/views", {"page": "/analytics/", "query": query, "name": "Searches"})
+    assert answer.headers["Location"] == f"/analytics/?{query}"
+    html = html_of(reader, f"/analytics/?{query}")
+    assert '<a class="view" href="/analytics/?range=7d&amp;tool=search" aria-current="page">Searches</a>' in html
+    assert "Searches" not in html_of(signed_in(ada))
 
 
 # --- hours and days ------------------------------------------------------------------------------------------
