@@ -27,6 +27,9 @@ MESSAGES_SHOWN = 500
 class UserBlockAdmin(ModelAdmin):  # type: ignore[misc]
     """Who may not chat. Ending a block is deleting it; Django's own log keeps both."""
 
+    class Media:
+        js = ("js/admin_names.js",)
+
     list_display = ("user", "message", "reason", "blocked_by", "blocked_at")
     list_select_related = ("user", "blocked_by")
     list_per_page = 50
@@ -48,6 +51,9 @@ class UserBlockAdmin(ModelAdmin):  # type: ignore[misc]
 @admin.register(UserLimits)
 class UserLimitsAdmin(ModelAdmin):  # type: ignore[misc]
     """Limits of a user's own, beside what is in force for everybody else."""
+
+    class Media:
+        js = ("js/admin_names.js",)
 
     list_display = ("user", "requests", "tokens", "cost", "turns")
     list_select_related = ("user",)

@@ -114,6 +114,7 @@ def _exchange(asked: Asked) -> dict[str, Any]:
         # sanitized by chat.markdown: the one place where text becomes markup
         "answer": mark_safe(markdown.render(asked.answer)) if asked.answer else "",  # noqa: S308
         "at": wire_time(asked.at),
+        "asked_at": asked.at,
         "is_running": asked.is_running and outcome is None,
         "outcome": outcome,
         "failure": capfirst(words.reason(turn.error)) if turn and outcome == "failed" and turn.error else "",

@@ -7,7 +7,8 @@ import { events } from "./server_events.js";
 import { showLocalTimes } from "./times.js";
 
 const chat = document.getElementById("chat");
-const lines = document.getElementById("lines");
+const lines = document.getElementById("lines"); // what scrolls
+const talk = document.getElementById("said"); // what is in it
 const form = document.getElementById("ask");
 const message = document.getElementById("message");
 const send = document.getElementById("send");
@@ -15,6 +16,7 @@ const stop = document.getElementById("stop");
 const toNewest = document.getElementById("to-newest");
 const DRAFT = "omni2.chat.draft";
 const TICK_MS = 200;
+const FONTS_MS = 300;
 
 let session = chat.dataset.session || null;
 let asking = null; // the AbortController of the question that is being answered
@@ -43,7 +45,9 @@ toNewest.addEventListener("click", () => {
 });
 
 // What grows without us (a font that arrives, a window that becomes narrow) keeps the end in view as well.
-new ResizeObserver(() => following && toEnd()).observe(lines);
+const ends = new ResizeObserver(() => following && toEnd());
+ends.observe(lines);
+ends.observe(talk);
 
 // --- what stands there already ---------------------------------------------------------------------
 
@@ -132,7 +136,7 @@ class Answer {
     this.growing = new GrowingAnswer(this.shown, { render: rendered, change });
     this.ticking = setInterval(() => this.#tick(), TICK_MS);
     document.getElementById("nothing-said")?.remove();
-    lines.append(this.exchange);
+    talk.append(this.exchange);
     following = true;
     toEnd();
   }
@@ -196,10 +200,11 @@ class Answer {
   }
 
   // The last line: what there is to know of it, and the way to how it came about.
-  facts(...facts) {
+  facts(outcome, ...facts) {
+    if (outcome) this.exchange.dataset.outcome = outcome;
     change(() => {
       this.clock.replaceWith(...facts.filter(Boolean).map((fact) => element("span", { text: fact })));
-      this.how.textContent = this.shown.isConnected ? "How it was answered" : "What happened";
+      this.how.textContent = { completed: "How it was answered", refused: "How it was refused" }[outcome] ?? "What happened";
     });
   }
 
@@ -301,27 +306,25 @@ async function hear(reply, answer) {
 async function done({ model, usage, duration_ms: took }, answer) {
   await answer.finish();
   const tokens = (usage?.input_tokens ?? 0) + (usage?.output_tokens ?? 0);
-  answer.facts(answer.text ? "" : "The answer is empty", model, duration(took), tokens ? `${count(tokens)} tok` : "", usage?.cost_usd ? money(usage.cost_usd) : "");
-  answer.exchange.dataset.outcome = "completed";
+  answer.facts("completed", answer.text ? "" : "The answer is empty", model, duration(took), tokens ? `${count(tokens)} tok` : "", usage?.cost_usd ? money(usage.cost_usd) : "");
   announce(told(answer.text ? answer.shown : null));
 }
 
 async function failed({ message: words }, answer) {
   await answer.finish();
   answer.problem({ title: words || "Something went wrong.", detail: answer.text ? "The answer is not complete." : "" });
-  answer.facts();
-  answer.exchange.dataset.outcome = "failed";
+  answer.facts("failed");
 }
 
 async function broken(problem, answer) {
   await answer.finish();
   if (problem.name === "AbortError") {
-    answer.facts("You stopped it");
+    answer.facts("disconnected", "You stopped it");
     answer.askAgain();
     announce("You stopped it");
   } else {
     answer.problem({ title: "The connection broke off.", detail: answer.text ? "The answer is not complete." : "The question may not have arrived." });
-    answer.facts();
+    answer.facts(null);
   }
 }
 
@@ -347,9 +350,7 @@ async function refused(reply, answer) {
   else answer.problem({ until, ...(known ?? { title: detail ?? (fields || "That did not work."), retry: reply.status >= 500 || reply.status === 429 }) });
   if (reply.status === 401 || code === "csrf_failed") sessionStorage.setItem(DRAFT, answer.question);
   if (told.turn_id && told.session_id) answer.ofTurn(told.session_id, told.turn_id);
-  answer.facts();
-  answer.how.textContent = "How it was refused";
-  answer.exchange.dataset.outcome = "refused";
+  answer.facts("refused");
 }
 
 function limits({ used, limit, limit_name: name = "", resets_at: resets }) {
@@ -423,6 +424,10 @@ seen?.addEventListener("resize", () => {
 
 dress(document);
 toEnd();
+// with its fonts, if they come at once: text that changes its width moves what one reads
+Promise.race([document.fonts.ready, new Promise((go) => setTimeout(go, FONTS_MS))]).then(() => lines.classList.add("is-placed"));
+// where the keyboard is on the screen it would come up over the conversation
+if (matchMedia("(hover: hover)").matches && document.activeElement === document.body) message.focus({ preventScroll: true });
 for (const exchange of lines.querySelectorAll(".exchange[data-running]")) awaitAnswer(exchange);
 const draft = sessionStorage.getItem(DRAFT);
 if (draft) {

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 
 from tests.chromium import chromium, required
 from tests.llm_server import LlmServer
@@ -181,9 +181,12 @@ class Visits:
         session.detach()
 
     def _listen(self, page: Page) -> None:
-        page.on("console", lambda said: said.type == "error" and self.problems.append(f"console: {said.text}"))
+        page.on("console", lambda said: said.type == "error" and self._said(said))
         page.on("pageerror", lambda error: self.problems.append(f"script: {error}"))
         page.on("request", lambda request: self._asked(request.url))
+
+    def _said(self, message: ConsoleMessage) -> None:
+        self.problems.append(f"console: {message.text} ({message.location['url']})")
 
     def _asked(self, url: str) -> None:
         if not url.startswith((*self.omni2.urls, "data:", "blob:")):
