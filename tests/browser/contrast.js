@@ -35,6 +35,7 @@
     if (!text || one.closest("script, style, noscript, :disabled") || !isDrawn(one)) continue;
     const least = one.classList.contains("material-symbols-outlined") ? 3 : 4.5;
     const { color } = getComputedStyle(one), below = ground(one);
+    if (rgba(color)[3] === 0) continue; // left out on purpose: it only keeps its place
     const [high, low] = [light(over(rgba(color), below)), light(below)].sort((x, y) => y - x);
     const ratio = (high + 0.05) / (low + 0.05);
     if (ratio < least) bad.push(`${text.slice(0, 40)}: ${ratio.toFixed(2)}, ${color} on ${below.slice(0, 3).map(Math.round)}`);
