@@ -1,44 +1,66 @@
 """`make screenshots`: the pictures of the documentation, taken from a really running Omni2.
 
-It starts `manage.py up` on a folder of its own, sends the traffic of the demonstration (scripted
-model, labelled as such) and photographs the pages with Chromium. About a minute; nothing is left
-behind but the pictures in docs/pictures/.
+It starts `manage.py up` on a folder of its own, lets the people of docs/stage.py ask their questions
+(scripted model, labelled as such) and photographs the pages with Chromium, light and dark. Each page
+is tried before it is taken: nothing is scrolled sideways, axe finds nothing serious. Some minutes;
+nothing is left behind but the pictures in docs/pictures/.
+
+    .venv/bin/python -m docs.take_pictures live chat      # only these
 """
 
-import asyncio
+import json
 import os
-import secrets
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import django
-import httpx2
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from docs.stage import (
+    AIKO,
+    BEFORE,
+    CAST,
+    JONAS,
+    LATE_ORDERS,
+    MEETING,
+    MIRA,
+    ONE_MORE,
+    SHARE,
+    SHARE_AGAIN,
+    SPRING,
+    TIDES,
+    TOMAS,
+    Person,
+    Stage,
+)
 from tests.chromium import chromium
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "docs" / "pictures"
 QUIET = ("--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync")
-WIDE, SMALL = (1400, 760), (390, 800)
+WIDE, WALL, TALL, SMALL = (1400, 860), (1400, 740), (1400, 1180), (390, 844)
 START_LIMIT_S = 120.0
-LONG_MS = 20_000
-
+LONG_MS = 60_000
+MOST_BYTES = 250_000
+SAMPLE_CHECKPOINTS = 40_000
+ZONE = "Europe/Berlin"
 ADMIN = "admin@example.com"
-THEO, LOU, DORA, BELLA = (f"{name}@demonstration.example" for name in ("theo", "lou", "dora", "bella"))
-TOOLS = "Compare the time here and in Tokyo, and what is 19 times 23?"
+AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text()
+SERIOUS = """async () => (await axe.run({ resultTypes: ["violations"] })).violations
+    .filter((one) => ["serious", "critical"].includes(one.impact))
+    .map((one) => `${one.id}: ${one.nodes.map((node) => node.target.join(" ")).slice(0, 3).join(", ")}`)"""
 
 
 # --- a running Omni2 ------------------------------------------------------------------------------
@@ -55,6 +77,8 @@ def started(folder: Path) -> Iterator[str]:
         del os.environ[name]
     os.environ |= {"OMNI2_DATA_DIR": str(folder / "data"), "OMNI2_PORT": str(port)}
     os.environ["DJANGO_SETTINGS_MODULE"] = "omni2.settings"
+    # Playwright keeps a loop running in this thread, on which nothing of ours is awaited
+    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
     url = f"http://127.0.0.1:{port}"
     with (folder / "up.log").open("wb") as log:
         running = subprocess.Popen([sys.executable, "manage.py", "up"], cwd=ROOT, stdout=log, stderr=log)
@@ -80,183 +104,274 @@ def _until_ready(url: str, running: "subprocess.Popen[bytes]", log: Path) -> Non
             time.sleep(0.2)
 
 
-# --- what happens in it ---------------------------------------------------------------------------
+def make_sample() -> None:
+    """A month of made-up turns; their people without the word in brackets that says so, which is long."""
+    from django.db.models import Value
+    from django.db.models.functions import Replace
+
+    from flows.sample_turns import DOMAIN
+    from omni2.accounts.models import User
+
+    words = ("sample_flows", "--checkpoints", str(SAMPLE_CHECKPOINTS), "--users", "24")
+    subprocess.run([sys.executable, "manage.py", *words], cwd=ROOT, check=True, capture_output=True)
+    people = User.objects.filter(email__endswith=f"@{DOMAIN}")
+    people.update(name=Replace("name", Value(" (sample)"), Value("")))
 
 
-class Stage:
-    """The six demonstration users and their scripted model, on a thread of their own."""
+def make_admin() -> str:
+    """Give the admin a name; the text of a token of his."""
+    from omni2.accounts.models import ApiToken, User
 
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
-
-    def open(self) -> None:
-        from chat import demonstration
-        from chat.scripted_model import ScriptedModel
-        from chat.traffic import Traffic, make_cast
-
-        self.tokens = make_cast()
-        model = ScriptedModel(key=secrets.token_urlsafe(24), keep_requests=False)
-        address = asyncio.run_coroutine_threadsafe(model.start(), self._loop).result()
-        demonstration.announce(demonstration.ModelServer(address, model.key, os.getpid()))
-        self.traffic = Traffic(self.url, self.tokens, timedelta(seconds=12), 2.0, lambda _: None)
-
-    def play(self) -> Counter[str]:
-        """The traffic of `manage.py demo` for a while, until its last turn is over."""
-        return asyncio.run_coroutine_threadsafe(self.traffic.send(), self._loop).result()
-
-    def ask(self, email: str, question: str) -> Callable[[], object]:
-        """One question more, without waiting; call what is returned to wait for its end."""
-        from chat.traffic import CAST, Act
-
-        person = next(each for each in CAST if each.email == email)
-
-        async def turn() -> None:
-            async with httpx2.AsyncClient(base_url=self.url, timeout=120) as client:
-                await self.traffic._turn(client, person, Act(question))
-
-        return asyncio.run_coroutine_threadsafe(turn(), self._loop).result
+    User.objects.filter(email=ADMIN).update(name="Ada Lovelace")
+    return ApiToken.objects.issue(User.objects.get(email=ADMIN), name="pictures", days=1)[1]
 
 
-def prepare(url: str) -> dict[str, Any]:
-    """Give the admin a name, and Dora, who has no password, a browser session; its state."""
+def watch(url: str, token: str, person: Person, hours: float) -> None:
+    """Enable monitoring, as a click on "Watch someone" does."""
+    body = {"user_id": person.email, "ttl_hours": hours, "reason": "Ticket 4711"}
+    request = urllib.request.Request(
+        f"{url}/api/v1/monitoring/enable",
+        data=json.dumps(body).encode(),
+        headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30):
+        pass
+
+
+def until_stored() -> None:
+    """Returns when every turn has its outcome in PostgreSQL."""
+    from flows.models import Turn
+
+    deadline = time.monotonic() + 60
+    asked = Turn.objects.filter(user_id__in=[person.email for person in CAST])
+    while asked.filter(outcome=None).exists() or asked.count() < len(BEFORE):
+        if time.monotonic() > deadline:
+            sys.exit("The turns were not stored within a minute.")
+        time.sleep(0.2)
+
+
+def turn_of(question: str) -> Any:
+    """The last turn that was asked so."""
+    from flows.models import Turn
+
+    return Turn.objects.filter(question=question).order_by("started_at").latest("started_at")
+
+
+def one_with_tools() -> Any:
+    """A sample turn that used several tools at once, one of them in vain, and was answered nevertheless."""
+    from flows.models import Turn, tag
+
+    answered = Turn.objects.filter(outcome="completed", tags__contains=[tag("tool_result", "error")])
+    turn = answered.order_by("-tool_calls", "turn_id").first()
+    assert turn is not None
+    return turn
+
+
+# --- the photographer -----------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Photographer:
+    """Opens pages as the admin or as Jonas, in both themes, and takes them."""
+
+    browser: Browser
+    url: str
+    stage: Stage
+    problems: list[str]
+    states: dict[str, Any]
+
+    def open(self, path: str, *, theme: Any = "light", size: tuple[int, int] = WIDE, who: str = ADMIN) -> Page:
+        context = self.browser.new_context(
+            base_url=self.url,
+            color_scheme=theme,
+            viewport={"width": size[0], "height": size[1]},
+            storage_state=self.states[who],
+            locale="en-GB",
+            timezone_id=ZONE,
+            reduced_motion="reduce",
+        )
+        context.set_default_timeout(LONG_MS)
+        page = context.new_page()
+        page.on("pageerror", lambda error: self.problems.append(f"{path}: {error}"))
+        page.goto(path)
+        return page
+
+    def take(self, page: Page, name: str) -> None:
+        self.shoot(page, name)
+        self.look(page, name)
+
+    def shoot(self, page: Page, name: str) -> None:
+        """The picture."""
+        page.mouse.move(0, 0)
+        page.evaluate("document.fonts.ready")
+        file = PICTURES / f"{name}.png"
+        page.screenshot(path=file, animations="disabled")
+        size = file.stat().st_size
+        if size > MOST_BYTES:
+            self.problems.append(f"{name}: {size / 1000:.0f} kB is too much")
+        print(f"{size / 1000:>6.0f} kB  {file.relative_to(ROOT)}", flush=True)
+
+    def look(self, page: Page, name: str) -> None:
+        """What is wrong with the page on it."""
+        wider = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        if wider > 0:
+            self.problems.append(f"{name}: can be scrolled {wider} px sideways")
+        page.evaluate(AXE)
+        self.problems += [f"{name}: {found}" for found in page.evaluate(SERIOUS)]
+
+
+def session_of(email: str) -> dict[str, Any]:
+    """A browser session of this person, as signing in makes one."""
     from django.conf import settings
     from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
     from django.contrib.sessions.backends.db import SessionStore
 
     from omni2.accounts.models import User
 
-    User.objects.filter(email=ADMIN).update(name="Ada Lovelace")
-    dora = User.objects.get(email=DORA)
+    user = User.objects.get(email=email)
     session = SessionStore()
-    session[SESSION_KEY] = str(dora.pk)
+    session[SESSION_KEY] = str(user.pk)
     session[BACKEND_SESSION_KEY] = settings.AUTHENTICATION_BACKENDS[0]
-    session[HASH_SESSION_KEY] = dora.get_session_auth_hash()
+    session[HASH_SESSION_KEY] = user.get_session_auth_hash()
     session.create()
     cookie = {"name": settings.SESSION_COOKIE_NAME, "value": session.session_key, "path": "/", "expires": -1}
     more = {"domain": "127.0.0.1", "httpOnly": True, "secure": False, "sameSite": "Lax"}
     return {"cookies": [cookie | more], "origins": []}
 
 
-# --- the photographer -----------------------------------------------------------------------------
+# --- the pictures ---------------------------------------------------------------------------------
 
 
-def signed_in(browser: Browser, url: str, password: str) -> dict[str, Any]:
-    """The admin signs in as people do; the state of his browser."""
-    page = browser.new_page(base_url=url)
-    page.goto("/login/")
-    page.get_by_label("E-mail").fill(ADMIN)
-    page.get_by_label("Password").fill(password)
-    page.get_by_role("button", name="Sign in").click()
-    page.get_by_role("heading", name="Live").wait_for()
-    state: Any = page.context.storage_state()
-    page.context.close()
-    return dict(state)
-
-
-def visit(browser: Browser, url: str, theme: Any, size: tuple[int, int], state: Any) -> BrowserContext:
-    return browser.new_context(
-        base_url=url,
-        color_scheme=theme,
-        viewport={"width": size[0], "height": size[1]},
-        storage_state=state,
-        locale="en-GB",
-        reduced_motion="reduce",
-    )
-
-
-def take(page: Page, name: str) -> None:
-    page.mouse.move(0, 0)
-    page.screenshot(path=PICTURES / f"{name}.png", animations="disabled")
-
-
-def watch(page: Page, *emails: str) -> None:
-    """Enable monitoring, as a click on "Watch someone" does."""
-    for email in emails:
-        page.get_by_role("button", name="Watch someone").first.click()
-        page.get_by_label("Who").fill(email)
-        page.get_by_role("option").first.click()
-        page.get_by_label("Reason").fill("Ticket 4711")
-        page.get_by_role("button", name="Watch", exact=True).click()
-        page.locator(f'#people [data-user="{email}"]').wait_for()
-
-
-def take_live(page: Page, stage: Stage, name: str) -> None:
-    """Theo's answer is being made, with tools; Lou has just been refused."""
-    page.goto(f"/live/?user={THEO}&user={LOU}")
-    page.locator(".panel .turn").nth(3).wait_for()
-    stage.ask(LOU, "One more question, please?")()
-    page.wait_for_function("!document.getElementById('delay').hidden", timeout=LONG_MS)
-    over = stage.ask(THEO, TOOLS)
-    theo = page.locator(f'.panel[data-user="{THEO}"]')
-    theo.locator('[data-state="running"] [data-checkpoint="tool_call"]').nth(2).wait_for(timeout=LONG_MS)
-    theo.locator('[data-checkpoint="llm_thinking"][data-state="running"]').wait_for(timeout=LONG_MS)
-    page.wait_for_timeout(500)
-    take(page, name)
+def live(to: Photographer) -> None:
+    """Mira's answer is being made: one of its tools failed, and its model is slower than usual. Tomás was refused."""
+    address = "/live/?" + urlencode([("user", person.email) for person in (MIRA, TOMAS)])
+    pages = {
+        "live-light": to.open(address, size=WALL),
+        "live-dark": to.open(address, theme="dark", size=WALL),
+        "live-small": to.open(address, size=SMALL),
+    }
+    for page in pages.values():
+        expect(page.locator(".panel .turn").nth(8)).to_be_attached(timeout=LONG_MS)
+    to.stage.ask(TOMAS, ONE_MORE)()
+    for page in pages.values():
+        # the delay is told by the server's clock, which its first ping tells
+        page.wait_for_function("!document.getElementById('delay').hidden", timeout=LONG_MS)
+    over = to.stage.ask(MIRA, LATE_ORDERS)
+    for page in pages.values():
+        mira = page.locator(f'.panel[data-user="{MIRA.email}"]')
+        mira.locator('[data-checkpoint="tool_call"]').nth(2).wait_for(timeout=LONG_MS)
+        mira.locator('[data-checkpoint="llm_thinking"][data-state="running"] .is-slow').wait_for(timeout=LONG_MS)
+    for name, page in pages.items():
+        to.shoot(page, name)
+    for name, page in pages.items():
+        to.look(page, name)
+        page.context.close()
     over()
 
 
-def take_session(page: Page, name: str) -> None:
-    """Theo's turn with three tools, one step opened."""
-    page.goto(f"/flows/?user_id={THEO}")
-    page.get_by_role("link", name=TOOLS).first.click()
-    page.locator('[data-checkpoint="tool_call"]').first.click()
-    page.locator(".details").wait_for()
-    take(page, name)
-
-
-def take_all(browser: Browser, url: str, password: str, stage: Stage, dora: Any) -> None:
-    admin = signed_in(browser, url, password)
-    page = visit(browser, url, "light", WIDE, admin).new_page()
-    page.goto("/live/")
-    watch(page, THEO, LOU, BELLA)
-    page.context.close()
-    stage.play()
-    for theme in ("light", "dark"):
-        page = visit(browser, url, theme, WIDE, admin).new_page()
-        take_live(page, stage, f"live-{theme}")
-        page.goto("/flows/")
-        take(page, f"history-{theme}")
-        take_session(page, f"session-{theme}")
+def history(to: Photographer) -> None:
+    """The last day with one turn that runs; and what searched in the last week and took long."""
+    over = to.stage.ask(MIRA, LATE_ORDERS)
+    for theme, filters in (("light", "range=24h"), ("dark", "range=7d&tool=search&slower_ms=2000")):
+        page = to.open(f"/flows/?{filters}", theme=theme)
+        page.locator("#turns").wait_for()
+        to.take(page, f"history-{theme}")
         page.context.close()
-        take_chat(visit(browser, url, theme, WIDE, dora), f"chat-{theme}")
-    take_live(visit(browser, url, "light", SMALL, admin).new_page(), stage, "live-small")
-    take_chat(visit(browser, url, "dark", SMALL, dora), "chat-small")
+    over()
 
 
-def take_chat(context: BrowserContext, name: str) -> None:
-    """Dora, in one of her conversations, while the next answer comes."""
-    page = context.new_page()
-    page.goto("/chat/")
-    page.get_by_label("Message").fill("What time is it in Berlin?")
-    page.keyboard.press("Enter")
-    page.get_by_text("How it was answered").wait_for(timeout=LONG_MS)
-    page.get_by_label("Message").fill("And why does the water come back twice a day?")
-    page.keyboard.press("Enter")
-    page.locator(".answer").nth(1).wait_for(timeout=LONG_MS)
-    page.wait_for_timeout(1500)
-    take(page, name)
-    context.close()
+def session(to: Photographer) -> None:
+    """A turn with several tools at once, what was said beside it, one step opened."""
+    turn = one_with_tools()
+    for theme in ("light", "dark"):
+        page = to.open(f"/flows/{turn.session_id}/", theme=theme)
+        page.locator('[data-checkpoint="tool_call"]').first.wait_for()
+        page.locator('[data-checkpoint="tool_call"][data-state="failed"]').first.click()
+        page.locator(".details").wait_for()
+        to.take(page, f"session-{theme}")
+        page.context.close()
 
 
-def main() -> None:
+def play(to: Photographer) -> None:
+    """The same turn, played again and held in the middle."""
+    turn = one_with_tools()
+    for theme in ("light", "dark"):
+        page = to.open(f"/flows/{turn.session_id}/?play={turn.turn_id}&speed=4", theme=theme)
+        # nobody moves it: the browser says that little motion is wanted
+        page.locator(".player-range").evaluate(
+            "one => { one.value = 0.6 * one.max; one.dispatchEvent(new Event('input', { bubbles: true })); }"
+        )
+        to.take(page, f"play-{theme}")
+        page.context.close()
+
+
+def compare(to: Photographer) -> None:
+    """Mira asked the same twice."""
+    first, again = turn_of(SHARE.question), turn_of(SHARE_AGAIN.question)
+    for theme in ("light", "dark"):
+        page = to.open(f"/flows/compare/?a={first.turn_id}&b={again.turn_id}", theme=theme)
+        page.locator(".pairs").wait_for()
+        to.take(page, f"compare-{theme}")
+        page.context.close()
+
+
+def analytics(to: Photographer) -> None:
+    """The last month of the sample."""
+    for theme in ("light", "dark"):
+        page = to.open("/analytics/?range=30d", theme=theme, size=TALL)
+        page.get_by_role("link", name=f"show in {ZONE}").click()
+        page.get_by_text(f"hours and days of {ZONE}").wait_for()
+        page.wait_for_load_state("networkidle")
+        to.take(page, f"analytics-{theme}")
+        page.context.close()
+
+
+def chat(to: Photographer) -> None:
+    """Jonas, while his next answer comes."""
+    for name, theme, size in (("light", "light", WIDE), ("dark", "dark", WIDE), ("small", "dark", SMALL)):
+        page = to.open("/chat/", theme=theme, size=size, who=JONAS.email)
+        box = page.get_by_label("Message")
+        for number, scene in enumerate((TIDES, MEETING), start=1):
+            box.fill(scene.question)
+            page.keyboard.press("Enter")
+            page.get_by_text("How it was answered").nth(number - 1).wait_for()
+        box.fill(SPRING.question)
+        page.keyboard.press("Enter")
+        page.get_by_text("sun pulls").wait_for()
+        page.wait_for_timeout(1500)
+        to.take(page, f"chat-{name}")
+        page.context.close()
+
+
+PICTURE: dict[str, Callable[[Photographer], None]] = {
+    each.__name__: each for each in (live, history, session, play, compare, analytics, chat)
+}
+
+
+def main(wanted: list[str]) -> None:
     path = chromium()
     if path is None:
         sys.exit("No Chromium is installed.")
     PICTURES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="omni2-pictures-") as folder, started(Path(folder)) as url:
+        make_sample()
         stage = Stage(url)
         stage.open()
-        dora = prepare(url)
-        password = (Path(folder) / "data" / "admin-password").read_text().strip()
+        token = make_admin()
+        for person, hours in ((MIRA, 0.4), (TOMAS, 3.2), (AIKO, 1.0)):
+            watch(url, token, person, hours)
+        stage.play_before()
+        until_stored()
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=path, args=list(QUIET))
-            take_all(browser, url, password, stage, dora)
+            states = {email: session_of(email) for email in (ADMIN, JONAS.email)}
+            photographer = Photographer(browser, url, stage, [], states)
+            for name in wanted or PICTURE:
+                PICTURE[name](photographer)
             browser.close()
-    for picture in sorted(PICTURES.glob("*.png")):
-        print(f"{picture.stat().st_size / 1000:>6.0f} kB  {picture.relative_to(ROOT)}")
+    if photographer.problems:
+        sys.exit("\n".join(photographer.problems))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
