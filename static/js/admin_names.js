@@ -8,5 +8,6 @@ window.addEventListener("load", () => {
     if (!label || !box) continue;
     label.id ||= `${field.id}_label`;
     box.setAttribute("aria-labelledby", `${label.id} ${box.getAttribute("aria-labelledby") ?? ""}`);
+    box.querySelector("[role=textbox]")?.setAttribute("aria-labelledby", label.id);
   }
 });
