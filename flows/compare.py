@@ -6,7 +6,7 @@ time, so their order says nothing; everything else keeps its order. Comparing B 
 pairs of A with B, turned round.
 """
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -116,12 +116,13 @@ class _Clock:
 def _level(a: list[Step], b: list[Step]) -> list[tuple[Step | None, Step | None]]:
     """Siblings in A's order; what only B has stands before what follows it in B."""
     partner = dict(_matches(a, b))
-    alone = [at for at in range(len(b)) if at not in set(partner.values())]
+    taken = set(partner.values())
+    alone = deque(at for at in range(len(b)) if at not in taken)
     found: list[tuple[Step | None, Step | None]] = []
     for here, step in enumerate(a):
         there = partner.get(here)
         while there is not None and alone and alone[0] < there:
-            found.append((None, b[alone.pop(0)]))
+            found.append((None, b[alone.popleft()]))
         found.append((step, None if there is None else b[there]))
     return [*found, *((None, b[at]) for at in alone)]
 

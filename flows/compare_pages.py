@@ -23,7 +23,7 @@ from flows.models import InteractionFlow, Turn
 from flows.reader import Reader
 from omni2.accounts.models import User
 
-MOST_PAIRS = 1000
+MOST_PAIRS = 500
 MOST_LINES = 100
 CANDIDATES = 8
 SIDES = ("a", "b")

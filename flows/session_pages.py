@@ -32,11 +32,11 @@ from omni2.accounts.models import User
 
 PASS_S = 12 * 3600  # how long a page may stay open and grow before it is loaded (and noted) again
 PASSES = "flows.pages.growing"
-# With the page come the newest turns up to so many checkpoints; the turns before them are a line
-# each, and bring their checkpoints when they are opened.
-FIRST_CHECKPOINTS = 1200
+# With the page come the newest turns up to so many checkpoints (as many rows as a page can draw
+# whole); the turns before them are a line each, and bring their checkpoints when they are opened.
+FIRST_CHECKPOINTS = 560
 # Of a turn of thousands, the lists for readers without JavaScript show so many.
-PLAIN_CHECKPOINTS = 1000
+PLAIN_CHECKPOINTS = 500
 
 Wire = dict[str, Any]
 

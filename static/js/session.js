@@ -61,13 +61,14 @@ function addLine(line) {
   tree.add(root);
   if (line.error) tree.add({ ...inner, flow_id: `${line.turn_id}-error`, checkpoint: "error", metadata: { code: line.error } });
   tree.add({ ...inner, flow_id: `${line.turn_id}-end`, checkpoint: "flow_end", metadata: { outcome: line.outcome, duration_ms: line.duration_ms ?? undefined, ttft_ms: line.ttft_ms ?? undefined } });
+  const turn = tree.turns.get(line.turn_id);
+  turn.free(); // before it is drawn: no rows are made of it
+  Object.assign(turn, { tokens: line.input_tokens + line.output_tokens, cost: line.cost_usd ?? 0, tools: line.tool_calls });
 }
 
 function foldLine(id) {
-  const turn = tree.turns.get(id), line = behind.get(id);
+  const turn = tree.turns.get(id);
   turn.open = false;
-  turn.free();
-  Object.assign(turn, { tokens: line.input_tokens + line.output_tokens, cost: line.cost_usd ?? 0, tools: line.tool_calls });
   turn.draw();
 }
 
@@ -155,6 +156,8 @@ function linkTurns() {
       link.classList.toggle("is-off", !other);
       if (other) link.href = `#${other.id}`;
       else link.removeAttribute("href");
+      // without an address it is no link to a screen reader, and may not have a name either
+      for (const [name, value] of [["role", "link"], ["aria-disabled", "true"]]) other ? link.removeAttribute(name) : link.setAttribute(name, value);
     }
   });
 }
