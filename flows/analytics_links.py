@@ -20,13 +20,11 @@ class Links:
     """The addresses behind the figures that answer one question."""
 
     def __init__(self, question: Question) -> None:
-        self._base = {
-            "user_id": question.user_id,
-            "model": question.model,
-            "tool": question.tool,
-            "since": history.wire_time(question.since),
-            "until": history.wire_time(question.until),
-        }
+        self._chosen = {"user_id": question.user_id, "model": question.model, "tool": question.tool}
+        times = {"since": history.wire_time(question.since), "until": history.wire_time(question.until)}
+        # written once: a page has hundreds of such addresses
+        base = {name: value for name, value in {**self._chosen, **times}.items() if value}
+        self._base = {name: urlencode({name: value}) for name, value in base.items()}
 
     def turns(self, **filters: str | float | datetime | None) -> str:
         """The history list of the question's turns, narrowed by these filters; "" where it cannot be.
@@ -36,10 +34,10 @@ class Links:
         """
         narrowed = {name: _text(value) for name, value in filters.items() if value is not None}
         for name, value in narrowed.items():
-            asked = self._base.get(name) if name in {"user_id", "model", "tool"} else None
-            if asked not in {None, value} or not _can_be_asked(name, value):
+            if self._chosen.get(name) not in {None, value} or not _can_be_asked(name, value):
                 return ""
-        return "/flows/?" + urlencode({**{k: v for k, v in self._base.items() if v}, **narrowed})
+        own = {name: urlencode({name: value}) for name, value in narrowed.items()}
+        return "/flows/?" + "&".join({**self._base, **own}.values())
 
 
 def _can_be_asked(name: str, value: str) -> bool:

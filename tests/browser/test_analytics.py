@@ -11,6 +11,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.conftest import NARROW, WIDE, Visits
 from tests.browser.test_looks import overflowing
+from tests.browser.test_quality import HOSTILE, accessible
 from tests.random_turns import documents
 from tests.running import Running
 
@@ -108,6 +109,7 @@ def test_it_fits_and_can_be_read(visit: Visits, mira: str, theme: str, width: in
     expect(page.locator("#slots")).to_be_visible()
     assert overflowing(page) == []
     assert page.evaluate(CONTRAST) == []
+    assert accessible(page) == []
     page.goto(f"/analytics/?user_id={mira}&model=none")
     expect(page.get_by_role("heading", name=re.compile("No turn in this time"))).to_be_visible()
     assert overflowing(page) == []
@@ -115,6 +117,33 @@ def test_it_fits_and_can_be_read(visit: Visits, mira: str, theme: str, width: in
     expect(page.locator("#error-since")).to_be_visible()
     assert overflowing(page) == []
     assert page.evaluate(CONTRAST) == []
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_strange_names_are_text_and_break_nothing(
+    visit: Visits, omni2: Running, someone: Callable[[str], str], width: int
+) -> None:
+    mallory = someone("W" * 120)
+
+    def fill() -> None:
+        from flows.tests.rows import StoredTurn
+
+        for text in HOSTILE:
+            turn = StoredTurn(mallory, question=text).with_tool(text)
+            turn.add("error", turn.root, code=text)
+            turn.add(text[:50], turn.root, duration_ms=3)
+            turn.end("failed")
+
+    omni2.orm(fill)
+    address = f"/analytics/?user_id={mallory}&since=2026-11-22&until=2026-11-23"
+    page = visit("august@example.com", address, width=width)
+    expect(page.locator("#tools tbody tr")).to_have_count(len(HOSTILE))
+    for summary in page.locator("details summary").all():
+        if summary.is_visible():
+            summary.click()
+    assert overflowing(page) == []
+    assert page.evaluate(CONTRAST) == []
+    expect(page.locator("img[src=x], [onerror], [x-init^=alert]")).to_have_count(0)
 
 
 def test_the_chart_keeps_its_letters_when_it_becomes_narrow(visit: Visits, mira: str) -> None:
