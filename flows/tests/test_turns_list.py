@@ -270,8 +270,11 @@ def test_counting_ends_at_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
         for outcome, number in (("completed", 9), ("failed", 5))
         for _ in range(number)
     )
-    counts = history.outcomes(TurnFilters())
-    assert (counts["completed"], counts["failed"], counts["refused"]) == (6, 5, 0)
+    # without filters, with some that few turns fit, and with some that many do
+    for limit, filters in ((5, TurnFilters()), (5, TurnFilters(session_id="s")), (2, TurnFilters(session_id="s"))):
+        monkeypatch.setattr(history, "COUNTED_AT_MOST", limit)
+        counts = history.outcomes(filters)
+        assert counts == {**dict.fromkeys(counts, 0), "completed": limit + 1, "failed": min(5, limit + 1)}, filters
 
 
 def test_later_turns_are_those_that_began_after_a_moment() -> None:
