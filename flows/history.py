@@ -239,7 +239,7 @@ def outcomes(filters: TurnFilters) -> dict[str, int]:
 
 def _counted_at_once(filters: TurnFilters) -> dict[str, int] | None:
     """One pass over the turns of these filters; None when they are too many for that."""
-    most = 5 * COUNTED_AT_MOST
+    most = 2 * COUNTED_AT_MOST
     sql, values = matching(filters).order_by().values("outcome")[: most + 1].query.sql_with_params()
     with connection.cursor() as cursor:
         # the only SQL in it is Django's own; the values go as parameters
