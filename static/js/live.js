@@ -67,7 +67,7 @@ class Panel {
     this.empty = element("div", { className: "panel-empty" });
     this.body = element("div", { className: "panel-body", attributes: { tabindex: "-1" } });
     const head = element("header", { className: "panel-head" },
-      element("div", { className: "panel-who" }, this.avatar, this.name, this.address),
+      element("div", { className: "panel-who", title: this.userId }, this.avatar, this.name, this.address),
       element("div", { className: "panel-state" }, this.pill, this.speed, this.timer, close));
     this.counts = element("div", { className: "panel-counts", attributes: { hidden: "" } });
     this.foot = element("div", { className: "panel-foot", attributes: { hidden: "" } });
@@ -701,6 +701,7 @@ prepareTools();
 
 learn(page);
 showChoice();
+document.body.classList.add("is-drawn");
 setInterval(() => {
   if (document.hidden) return;
   for (const item of place("people").children) fillChip(item);
