@@ -159,8 +159,8 @@ export class Player {
 
   // Dragging asks for more places than can be drawn: the newest one counts.
   #scrub() {
+    const wanted = Number(this.range.value); // first: to hold it puts the slider where the clock is
     this.pause();
-    const wanted = Number(this.range.value);
     if (this.scrubbing === undefined) requestAnimationFrame(() => {
       this.seek(this.scrubbing);
       this.scrubbing = undefined;
