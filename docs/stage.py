@@ -9,9 +9,11 @@ import json
 import os
 import secrets
 import threading
+import uuid
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx2
@@ -79,7 +81,62 @@ LATE_ORDERS = Scene(
 )
 ONE_MORE = Scene("Translate page 7 of the contract, please", "Página siete.")
 
-# --- what is seen in the session, in play, in compare ----------------------------------------------
+# --- what is seen in the session and in play: stored, since the built-in tools answer at once -------------
+
+OVERDUE = "Which invoices of the Oslo office are overdue, and by how much?"
+
+
+def overdue(person: Person, began: datetime, *, slow: bool) -> list[bytes]:
+    """The checkpoints of a turn with three tools at once, as the log carries them; `slow`: one is not answered."""
+    turn_id, session_id = str(uuid.uuid4()), str(uuid.uuid5(uuid.NAMESPACE_URL, began.date().isoformat()))
+    documents: list[bytes] = []
+
+    def add(at_ms: float, name: str, parent: str | None, **metadata: Any) -> str:
+        flow_id = str(uuid.uuid4()) if documents else turn_id
+        at = (began + timedelta(milliseconds=at_ms)).isoformat(timespec="microseconds")
+        document = {"flow_id": flow_id, "user_id": person.email, "session_id": session_id, "turn_id": turn_id}
+        document |= {"checkpoint": name, "parent_id": parent, "created_at": at, "metadata": metadata}
+        documents.append(json.dumps(document).encode())
+        return flow_id
+
+    model = {"model": "scripted-demo", "provider": "scripted"}
+    asked = {"method": "token", "token": "laptop", "question": OVERDUE}
+    auth = add(0, "auth_check", None, status="passed", duration_ms=1.4, **asked)
+    block = add(2, "block_check", auth, status="passed", duration_ms=0.6)
+    limit = {"limit_name": "requests_per_day", "used": 48 if slow else 49, "limit": 500}
+    usage = add(3, "usage_check", block, status="passed", duration_ms=2.1, **limit)
+    think = add(6, "llm_thinking", usage, status="started", round=1, **model)
+    used = {"input_tokens": 812, "output_tokens": 64, "cost_usd": 0.0034}
+    end = 5300.0 if slow else 3600.0
+    calls = [
+        ("search_invoices", {"office": "Oslo", "status": "overdue"}, 1100, '{"rows": 12, "sum": "NOK 418,300"}'),
+        ("exchange_rate", {"from": "NOK", "to": "EUR"}, 2000 if slow else 700, '{"rate": 0.0853}'),
+        ("calendar", {"days": 30}, 450, '{"working_days": 21}'),
+    ]
+    facts = {"server": "office", "status": "started"}
+    started = [
+        add(
+            1400 + number, "tool_call", think, tool=tool, arguments=json.dumps(given), call_id=f"call_{number}", **facts
+        )
+        for number, (tool, given, _, _) in enumerate(calls)
+    ]
+    add(1404, "llm_complete", think, status="ok", duration_ms=1398, ttft_ms=620, finish_reason="tool_calls", **used)
+    for number, (tool, _, took_ms, result) in sorted(enumerate(calls), key=lambda each: each[1][2]):
+        failed = slow and tool == "exchange_rate"
+        told = {"status": "error", "error": "timed out after 2 s"} if failed else {"status": "ok", "result": result}
+        add(1400 + number + took_ms, "tool_result", started[number], tool=tool, duration_ms=took_ms, **told)
+    last = 1404 + (2000 if slow else 1100)
+    again = add(last, "llm_thinking", usage, status="started", round=2, **model)
+    answer = "Twelve invoices are overdue, NOK 418,300 in all; the oldest since 43 days. "
+    answer += "I could not convert that: the exchange rate did not come." if slow else "That is EUR 35,681."
+    used = {"input_tokens": 1140, "output_tokens": 58, "cost_usd": 0.0042}
+    spoken = {"duration_ms": end - last - 4, "ttft_ms": 540, "finish_reason": "stop", "answer": f"{answer} (scripted)"}
+    add(end - 4, "llm_complete", again, status="ok", **spoken, **used)
+    add(end, "flow_end", turn_id, outcome="completed", duration_ms=end, ttft_ms=last + 540)
+    return documents
+
+
+# --- what is seen in compare -------------------------------------------------------------------------
 
 SHARE = Scene(
     "Compare the time here and in Tokyo, and what is 19 % of 48,200?",
@@ -200,6 +257,10 @@ class Stage:
 
     def play_before(self) -> None:
         """Everything that was asked before the pictures are taken; returns when it is over."""
+        from flows.store import store
+
+        for minutes, slow in ((52, True), (47, False)):
+            store(overdue(JONAS, datetime.now(UTC) - timedelta(minutes=minutes), slow=slow))
         self._run(self._play_before()).result()
 
     def ask(self, person: Person, scene: Scene) -> Callable[[], object]:

@@ -37,6 +37,7 @@ from docs.stage import (
     MEETING,
     MIRA,
     ONE_MORE,
+    OVERDUE,
     SHARE,
     SHARE_AGAIN,
     SPRING,
@@ -54,7 +55,7 @@ WIDE, WALL, TALL, SMALL = (1400, 860), (1400, 740), (1400, 1180), (390, 844)
 START_LIMIT_S = 120.0
 LONG_MS = 60_000
 MOST_BYTES = 250_000
-SAMPLE_CHECKPOINTS = 40_000
+SAMPLE_CHECKPOINTS = 60_000
 ZONE = "Europe/Berlin"
 ADMIN = "admin@example.com"
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text()
@@ -105,14 +106,14 @@ def _until_ready(url: str, running: "subprocess.Popen[bytes]", log: Path) -> Non
 
 
 def make_sample() -> None:
-    """A month of made-up turns; their people without the word in brackets that says so, which is long."""
+    """Two months of made-up turns; their people without the word in brackets that says so, which is long."""
     from django.db.models import Value
     from django.db.models.functions import Replace
 
     from flows.sample_turns import DOMAIN
     from omni2.accounts.models import User
 
-    words = ("sample_flows", "--checkpoints", str(SAMPLE_CHECKPOINTS), "--users", "24")
+    words = ("sample_flows", "--checkpoints", str(SAMPLE_CHECKPOINTS), "--days", "60", "--users", "24")
     subprocess.run([sys.executable, "manage.py", *words], cwd=ROOT, check=True, capture_output=True)
     people = User.objects.filter(email__endswith=f"@{DOMAIN}")
     people.update(name=Replace("name", Value(" (sample)"), Value("")))
@@ -151,20 +152,10 @@ def until_stored() -> None:
 
 
 def turn_of(question: str) -> Any:
-    """The last turn that was asked so."""
+    """The first turn that was asked so."""
     from flows.models import Turn
 
-    return Turn.objects.filter(question=question).order_by("started_at").latest("started_at")
-
-
-def one_with_tools() -> Any:
-    """A sample turn that used several tools at once, one of them in vain, and was answered nevertheless."""
-    from flows.models import Turn, tag
-
-    answered = Turn.objects.filter(outcome="completed", tags__contains=[tag("tool_result", "error")])
-    turn = answered.order_by("-tool_calls", "turn_id").first()
-    assert turn is not None
-    return turn
+    return Turn.objects.filter(question=question).earliest("started_at")
 
 
 # --- the photographer -----------------------------------------------------------------------------
@@ -282,10 +273,9 @@ def history(to: Photographer) -> None:
 
 def session(to: Photographer) -> None:
     """A turn with several tools at once, what was said beside it, one step opened."""
-    turn = one_with_tools()
+    turn = turn_of(OVERDUE)
     for theme in ("light", "dark"):
         page = to.open(f"/flows/{turn.session_id}/", theme=theme)
-        page.locator('[data-checkpoint="tool_call"]').first.wait_for()
         page.locator('[data-checkpoint="tool_call"][data-state="failed"]').first.click()
         page.locator(".details").wait_for()
         to.take(page, f"session-{theme}")
@@ -294,13 +284,16 @@ def session(to: Photographer) -> None:
 
 def play(to: Photographer) -> None:
     """The same turn, played again and held in the middle."""
-    turn = one_with_tools()
+    turn = turn_of(OVERDUE)
     for theme in ("light", "dark"):
         page = to.open(f"/flows/{turn.session_id}/?play={turn.turn_id}&speed=4", theme=theme)
-        # nobody moves it: the browser says that little motion is wanted
+        page.locator('.player [data-checkpoint="auth_check"]').wait_for()
+        # nobody else moves it: the browser says that little motion is wanted
         page.locator(".player-range").evaluate(
             "one => { one.value = 0.6 * one.max; one.dispatchEvent(new Event('input', { bubbles: true })); }"
         )
+        page.locator('.player [data-checkpoint="tool_call"]').nth(2).wait_for()
+        page.evaluate("scrollTo(0, 0)")
         to.take(page, f"play-{theme}")
         page.context.close()
 
