@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 from uuid import UUID
 
 from django.db import connection
-from django.db.models import Exists, F, Model, OuterRef, Q, QuerySet, TextField, Value
+from django.db.models import Exists, F, Func, Model, OuterRef, Q, QuerySet, TextField, Value
 from django.db.models.expressions import Combinable
 from django.db.models.fields.tuple_lookups import TupleGreaterThan, TupleLessThan
 from django.db.models.functions import Cast
@@ -187,8 +187,19 @@ def turns(
         column = {"duration": "duration_ms", "first_token": "ttft_ms", "cost": "cost_usd"}[name]
         found = found.filter(**{f"{column}__isnull": False})
     question = _question("turns", filters, sort=sort)
-    order = Order(SORTS[name], "turn_id", descending=sort.startswith("-"))
+    by = SORTS[name]
+    if name != "started" and _is_uneven(filters):
+        # These often stand together at one end of an order, and PostgreSQL, which does not know that, would
+        # walk the order's index from the other end. Now it sorts what the filter's own index finds.
+        by = Func(by, template="(%(expressions)s + 0)")
+    order = Order(by, "turn_id", descending=sort.startswith("-"))
     return _page(found, order, question, limit=limit, cursor=cursor)
+
+
+def _is_uneven(filters: TurnFilters) -> bool:
+    """Whether the turns meant may have quite other figures than most: refused, broken off, with certain steps."""
+    unusual = {filters.outcome, filters.stage} - {None, "completed"}
+    return bool(unusual or _tags(filters)) or filters.error is not None
 
 
 def matching(filters: TurnFilters) -> QuerySet[Turn]:

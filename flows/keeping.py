@@ -13,7 +13,7 @@ from typing import Any
 from django.db import connection, transaction
 
 from flows.models import KeptSpan, KeptTally
-from flows.tallies import OF_TURNS, Chosen, where
+from flows.tallies import Chosen, Made, of_span
 
 REST = timedelta(minutes=10)
 """So long after its end an hour is left alone: nearly all of its turns have ended by then."""
@@ -22,40 +22,54 @@ LONGEST_KEPT = timedelta(days=400)
 HOURS_KEPT = timedelta(days=40)
 """Hours of kept days are forgotten after this time: only the edges of an older question need them."""
 
+SCOPES_KEPT = timedelta(days=100)
+LEAST_TURNS = 200
+"""Fewer turns of one model, tool or person on a day are read from the turns as quickly."""
+
 LOCK_TRIES = 5
 LOCK_PAUSE_S = 0.02
-
-Made = tuple[str, list[Any]]
-"""SQL of a span's rows, and its values."""
 
 # Hours with turns that are over and not kept, the newest first; old ones only for a day that is not kept.
 _HOURS_TO_KEEP = """
 WITH reach AS (
     SELECT date_bin('1 day', greatest(min(started_at), now() - %(longest)s), '2000-01-01Z') AS first FROM turns
 )
-SELECT hour FROM reach, generate_series(first, now() - interval '1 hour' - %(rest)s, '1 hour') AS hour
-WHERE NOT EXISTS (SELECT FROM kept_spans WHERE hours = 1 AND start = hour AND state = 2)
+SELECT hour, '' FROM reach, generate_series(first, now() - interval '1 hour' - %(rest)s, '1 hour') AS hour
+WHERE NOT EXISTS (SELECT FROM kept_spans WHERE hours = 1 AND start = hour AND state = 2 AND scope = '')
   AND (hour > now() - %(hours_kept)s OR NOT EXISTS (
-        SELECT FROM kept_spans WHERE hours = 24 AND start = date_bin('1 day', hour, '2000-01-01Z') AND state = 2))
+        SELECT FROM kept_spans WHERE hours = 24 AND start = date_bin('1 day', hour, '2000-01-01Z') AND state = 2
+            AND scope = ''))
 ORDER BY hour DESC LIMIT %(most)s
 """
 
 _DAYS_TO_KEEP = """
-SELECT day FROM (
+SELECT day, '' FROM (
     SELECT date_bin('1 day', start, '2000-01-01Z') AS day FROM kept_spans WHERE hours = 1 AND state = 2
     GROUP BY 1 HAVING count(*) = 24) AS whole
-WHERE NOT EXISTS (SELECT FROM kept_spans WHERE hours = 24 AND state = 2 AND start = day)
+WHERE NOT EXISTS (SELECT FROM kept_spans WHERE hours = 24 AND state = 2 AND start = day AND scope = '')
 ORDER BY day DESC LIMIT %(most)s
 """
 
 _OLD_HOURS = """
 SELECT id FROM kept_spans AS hourly WHERE hours = 1 AND start < now() - %(hours_kept)s AND EXISTS (
-    SELECT FROM kept_spans WHERE hours = 24 AND start = date_bin('1 day', hourly.start, '2000-01-01Z') AND state = 2)
+    SELECT FROM kept_spans WHERE hours = 24 AND start = date_bin('1 day', hourly.start, '2000-01-01Z') AND state = 2
+        AND scope = '')
+"""
+
+# Whose turns of a kept day are so many that their figures are worth keeping for themselves.
+_SCOPES_TO_KEEP = """
+SELECT daily.start, left(figure, 1) || key AS scope FROM kept_spans AS daily JOIN kept_tallies ON span_id = daily.id
+WHERE daily.hours = 24 AND daily.state = 2 AND daily.scope = '' AND daily.start > now() - %(scopes_kept)s
+  AND figure IN ('model', 'tool', 'person') AND key IS NOT NULL AND count >= %(least)s
+  AND NOT EXISTS (SELECT FROM kept_spans AS own WHERE own.hours = 24 AND own.start = daily.start AND own.state = 2
+      AND own.scope = left(figure, 1) || key)
+ORDER BY 1 DESC, 2 LIMIT %(most)s
 """
 
 _BEGIN = """
-INSERT INTO kept_spans (hours, start, state) SELECT %s, unnest(%s::timestamptz[]), 1
-ON CONFLICT (hours, start) DO UPDATE SET state = 1 RETURNING id, start
+INSERT INTO kept_spans (hours, start, scope, state)
+SELECT %s, start, scope, 1 FROM unnest(%s::timestamptz[], %s::text[]) AS wanted(start, scope)
+ON CONFLICT (hours, start, scope) DO UPDATE SET state = 1 RETURNING id, start, scope
 """
 
 _WRITE = """
@@ -82,16 +96,22 @@ GROUP BY 1, 2, 3
 
 
 def keep(*, most: int = 24) -> int:
-    """Keep the figures of at most so many hours that are over, and of the days they complete; returns how
-    many spans are kept now that were not. Some milliseconds for each.
+    """Keep the figures of at most so many hours that are over, of the days they complete, and of the models,
+    tools and people with many turns on one of them; returns how many are kept now that were not. Some
+    milliseconds for each.
 
     Any number of processes may keep at once; an hour that changes meanwhile is left for later.
     """
     limits: dict[str, Any] = {"longest": LONGEST_KEPT, "rest": REST, "hours_kept": HOURS_KEPT, "most": most}
-    hours = _begin(1, _moments(_HOURS_TO_KEEP, limits))
-    kept = sum(_keep(span_id, start, _of_hour) for span_id, start in hours)
-    days = _begin(24, _moments(_DAYS_TO_KEEP, limits))
-    return kept + sum(_keep(span_id, start, _of_day) for span_id, start in days)
+    limits |= {"scopes_kept": SCOPES_KEPT, "least": LEAST_TURNS}
+    kept = 0
+    for hours, sql, made in (
+        (1, _HOURS_TO_KEEP, _of_hour),
+        (24, _DAYS_TO_KEEP, _of_day),
+        (24, _SCOPES_TO_KEEP, _of_scope),
+    ):
+        kept += sum(_keep(span_id, start, scope, made) for span_id, start, scope in _begin(hours, _wanted(sql, limits)))
+    return kept
 
 
 def forget_old_hours() -> int:
@@ -104,44 +124,49 @@ def forget_old_hours() -> int:
     return len(old)
 
 
-def _moments(sql: str, limits: dict[str, Any]) -> list[datetime]:
+def _wanted(sql: str, limits: dict[str, Any]) -> list[tuple[datetime, str]]:
+    """What to keep: start and scope."""
     with connection.cursor() as cursor:
         cursor.execute(sql, limits)
-        return [moment for (moment,) in cursor.fetchall()]
+        return list(cursor.fetchall())
 
 
-def _begin(hours: int, starts: Sequence[datetime]) -> list[tuple[int, datetime]]:
-    """Mark these spans, with the lock nobody else can have meanwhile; (id, start) of each, none if there is
-    always somebody changing turns. Never waits for the lock: whoever came after it would wait as well."""
-    for _ in range(LOCK_TRIES if starts else 0):
+def _begin(hours: int, wanted: Sequence[tuple[datetime, str]]) -> list[tuple[int, datetime, str]]:
+    """Mark these spans, with the lock nobody else can have meanwhile; (id, start, scope) of each, none if there
+    is always somebody changing turns. Never waits for the lock: whoever came after it would wait as well."""
+    for _ in range(LOCK_TRIES if wanted else 0):
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute("SELECT pg_try_advisory_xact_lock(hashtextextended('omni2 tallies', 0))")
             if cursor.fetchone()[0]:
-                cursor.execute(_BEGIN, [hours, list(starts)])
+                cursor.execute(_BEGIN, [hours, [start for start, _ in wanted], [scope for _, scope in wanted]])
                 return list(cursor.fetchall())
         time.sleep(LOCK_PAUSE_S)
     return []
 
 
-def _of_hour(start: datetime) -> Made:
-    condition, values = where([(start, start + timedelta(hours=1))], Chosen())
-    return OF_TURNS.format(where=condition), values * 3
+def _of_hour(start: datetime, scope: str) -> Made:
+    return of_span(start, start + timedelta(hours=1), Chosen.of(scope))
 
 
-def _of_day(start: datetime) -> Made | None:
+def _of_scope(start: datetime, scope: str) -> Made:
+    return of_span(start, start + timedelta(days=1), Chosen.of(scope))
+
+
+def _of_day(start: datetime, _: str) -> Made | None:
     """From its hours; None when not all of them are kept any more."""
-    hours = KeptSpan.objects.filter(hours=1, state=KeptSpan.KEPT, start__gte=start, start__lt=start + timedelta(days=1))
+    hours = KeptSpan.objects.filter(hours=1, scope="", state=KeptSpan.KEPT)
+    hours = hours.filter(start__gte=start, start__lt=start + timedelta(days=1))
     ids = list(hours.values_list("id", flat=True))
     return (_OF_HOURS, [ids, ids]) if len(ids) == 24 else None
 
 
-def _keep(span_id: int, start: datetime, of_span: Callable[[datetime], Made | None]) -> bool:
+def _keep(span_id: int, start: datetime, scope: str, make: Callable[[datetime, str], Made | None]) -> bool:
     """Write a span's figures; False when it was changed, or somebody else kept it."""
     with transaction.atomic(), connection.cursor() as cursor:
         # Two keepers of the same span come one after the other; a late change waits for the end of this,
         # and then makes it stale.
         cursor.execute("SELECT 1 FROM kept_spans WHERE id = %s AND state = 1 FOR UPDATE", [span_id])
-        if cursor.fetchone() is None or (made := of_span(start)) is None:
+        if cursor.fetchone() is None or (made := make(start, scope)) is None:
             return False
         rows, values = made
         KeptTally.objects.filter(span_id=span_id).delete()

@@ -189,6 +189,21 @@ class Turn(models.Model):
                 name="idx_turns_tools",
                 condition=models.Q(outcome__isnull=False),
             ),
+            # Why turns ended, and where: the few that did not go through.
+            models.Index(
+                "error",
+                models.F("started_at").desc(),
+                models.F("turn_id").desc(),
+                name="idx_turns_error",
+                condition=models.Q(error__isnull=False),
+            ),
+            models.Index(
+                "stage",
+                models.F("started_at").desc(),
+                models.F("turn_id").desc(),
+                name="idx_turns_stage",
+                condition=models.Q(stage__lt=6),
+            ),
             GinIndex(fields=["tags"], name="idx_turns_tags"),
             # idx_turns_question, for words in the question, is made by hand in the third migration:
             # it needs pg_trgm, which not every database's owner may install.
@@ -217,9 +232,10 @@ class ServingProcess(models.Model):
 
 
 class KeptSpan(models.Model):
-    """An hour or a day (UTC) whose figures flows.tallies keeps.
+    """An hour or a day (UTC) whose figures flows.keeping keeps.
 
-    A trigger on `turns` makes it STALE in the transaction that changes one of its turns.
+    A trigger on `turns` makes it STALE in the transaction that changes one of its turns. `scope` says
+    of which turns, as flows.tallies.Chosen spells it; "": of all.
     """
 
     STALE, KEEPING, KEPT = 0, 1, 2
@@ -227,11 +243,12 @@ class KeptSpan(models.Model):
     hours = models.SmallIntegerField(help_text="1 or 24")
     start = models.DateTimeField()
     state = models.SmallIntegerField(default=STALE)
+    scope = models.CharField(max_length=256, default="", db_default="")
 
     class Meta:
         db_table = "kept_spans"
         default_permissions = ()
-        constraints = [models.UniqueConstraint(fields=["hours", "start"], name="one_kept_span")]
+        constraints = [models.UniqueConstraint(fields=["hours", "start", "scope"], name="one_kept_span")]
 
     def __str__(self) -> str:
         return f"{self.hours} h from {self.start}"

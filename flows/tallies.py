@@ -4,7 +4,7 @@ Counts and sums by how turns ended, by model and by person, and for each measure
 its durations, in buckets that each end 2 % above their beginning. flows.analytics makes its answers of
 these rows.
 
-Of past hours and days (UTC) the rows are kept (flows.keeping), and what is asked of everybody's turns is put together
+Of past hours and days (UTC) the rows are kept (flows.keeping), and what is asked is put together
 of kept days, kept hours and the turns of the rest. A trigger on `turns` marks an hour stale in the
 transaction that changes it, so no answer is ever made of figures that are no longer true.
 """
@@ -60,6 +60,23 @@ class Chosen:
     user_id: str | None = None
     model: str | None = None
     tool: str | None = None
+
+    @property
+    def scope(self) -> str | None:
+        """One word for it, under which its figures may be kept; None for more than one choice at once."""
+        given = [("p", self.user_id), ("m", self.model), ("t", self.tool)]
+        words = [letter + name for letter, name in given if name is not None]
+        return None if len(words) > 1 else "".join(words)
+
+    @classmethod
+    def of(cls, scope: str) -> "Chosen":
+        """What a scope stands for."""
+        name = {"p": "user_id", "m": "model", "t": "tool"}.get(scope[:1])
+        return cls(**{name: scope[1:]}) if name else cls()
+
+
+Made = tuple[str, list[Any]]
+"""The SQL of some rows, and its values."""
 
 
 def middle_ms(bucket: int) -> float:
@@ -143,23 +160,27 @@ FROM kept_spans WHERE id = ANY(%s) AND state = 2
 def of_turns(since: datetime, until: datetime, chosen: Chosen) -> list[Tally]:
     """The figures of the turns that began in [since, until) and are chosen.
 
-    One query; two for everybody's turns, and more only if a kept hour changes between them.
+    Two queries at most, and more only if a kept hour changes between them.
     """
-    if chosen == Chosen():
-        for _ in range(3):
-            spans = _kept_within(since, until)
-            if not spans:
-                break
-            found = _put_together(since, until, spans)
-            if found is not None:
-                return found
+    for _ in range(3):
+        spans = _kept_within(since, until, chosen)
+        if not spans:
+            break
+        found = _put_together(since, until, chosen, spans)
+        if found is not None:
+            return found
     return read(since, until, chosen)
 
 
 def read(since: datetime, until: datetime, chosen: Chosen) -> list[Tally]:
     """The same, of the turns themselves. One query."""
+    return _asked(*of_span(since, until, chosen))
+
+
+def of_span(since: datetime, until: datetime, chosen: Chosen) -> Made:
+    """The SQL of these rows."""
     condition, values = where([(since, until)], chosen)
-    return _asked(OF_TURNS.format(where=condition), values * 3)
+    return OF_TURNS.format(where=condition), values * 3
 
 
 def _asked(parts: str, values: Sequence[Any], more: str = "") -> list[Tally]:
@@ -169,9 +190,9 @@ def _asked(parts: str, values: Sequence[Any], more: str = "") -> list[Tally]:
         return [_tally(row) for row in cursor.fetchall()]
 
 
-def _put_together(since: datetime, until: datetime, spans: "Sequence[Span]") -> list[Tally] | None:
+def _put_together(since: datetime, until: datetime, chosen: Chosen, spans: "Sequence[Span]") -> list[Tally] | None:
     """Of kept spans and the turns between them; None when one of the spans is not kept any more."""
-    condition, values = where(_between(since, until, spans), Chosen())
+    condition, values = where(_between(since, until, spans), chosen)
     ids = [span.id for span in spans]
     parts = OF_TURNS.format(where=condition) + "UNION ALL" + _KEPT
     found = _asked(parts, [*values * 3, ids, ids], _STILL_KEPT)
@@ -187,9 +208,12 @@ class Span(NamedTuple):
     id: int
 
 
-def _kept_within(since: datetime, until: datetime) -> list[Span]:
+def _kept_within(since: datetime, until: datetime, chosen: Chosen) -> list[Span]:
     """The kept spans that lie wholly inside and do not overlap, days before hours; ascending. One query."""
-    rows = KeptSpan.objects.filter(state=KeptSpan.KEPT, start__gte=since, start__lt=until)
+    scope = chosen.scope
+    if scope is None:
+        return []
+    rows = KeptSpan.objects.filter(state=KeptSpan.KEPT, scope=scope, start__gte=since, start__lt=until)
     found: list[Span] = []
     days: set[datetime] = set()
     for row_id, hours, start in rows.order_by("-hours").values_list("id", "hours", "start"):

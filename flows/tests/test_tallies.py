@@ -18,7 +18,7 @@ from flows.keeping import keep
 from flows.models import InteractionFlow, KeptSpan, KeptTally, Turn
 from flows.store import store
 from flows.tallies import Chosen, Tally
-from flows.tests.samples import Sample
+from flows.tests.samples import MODELS, TOOLS, USERS, Sample
 
 HOUR = timedelta(hours=1)
 EVERYBODY = Chosen()
@@ -57,16 +57,53 @@ def times() -> Iterator[tuple[datetime, datetime]]:
     yield began + timedelta(hours=5, minutes=59), began + timedelta(hours=6, minutes=1)
 
 
-def agrees() -> None:
+SOME = (
+    Chosen(model=MODELS[0]),
+    Chosen(tool=TOOLS[1]),
+    Chosen(user_id=USERS[2]),
+    Chosen(user_id=USERS[0], model=MODELS[1]),
+)
+
+
+def agrees(*choices: Chosen) -> None:
     """Put together of what is kept, every answer is that of the turns themselves."""
     for since, until in times():
-        assert comparable(tallies.of_turns(since, until, EVERYBODY)) == comparable(
-            tallies.read(since, until, EVERYBODY)
-        )
+        for chosen in choices or (EVERYBODY, *SOME):
+            assert comparable(tallies.of_turns(since, until, chosen)) == comparable(tallies.read(since, until, chosen))
 
 
 def kept(hours: int) -> int:
-    return KeptSpan.objects.filter(hours=hours, state=KeptSpan.KEPT).count()
+    return KeptSpan.objects.filter(hours=hours, scope="", state=KeptSpan.KEPT).count()
+
+
+@pytest.fixture(autouse=True)
+def _few_turns_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "LEAST_TURNS", 5)
+
+
+@pytest.mark.parametrize("chosen", [EVERYBODY, *SOME[:3]])
+def test_a_scope_stands_for_what_was_chosen(chosen: Chosen) -> None:
+    assert Chosen.of(chosen.scope or "") == chosen
+    assert SOME[3].scope is None
+
+
+@pytest.mark.django_db
+def test_it_keeps_whole_days_of_a_model_a_tool_and_a_person_with_many_turns() -> None:
+    store(sampled(1, 300).documents())
+    while keep():
+        pass
+    scopes = set(KeptSpan.objects.filter(hours=24, state=KeptSpan.KEPT).values_list("scope", flat=True))
+    assert scopes == {
+        "",
+        *(f"m{name}" for name in MODELS),
+        *(f"t{name}" for name in TOOLS),
+        *(f"p{name}" for name in USERS),
+    }
+    assert not KeptSpan.objects.filter(hours=1).exclude(scope="").exists()
+    KeptTally.objects.filter(figure="end", span__scope=f"m{MODELS[0]}").update(count=0)
+    began = three_days_ago()
+    found = tallies.of_turns(began, began + timedelta(days=2), SOME[0])
+    assert sum(row.count for row in found if row.figure == tallies.END) == 0
 
 
 @pytest.mark.django_db
@@ -89,8 +126,8 @@ def test_it_answers_from_what_is_kept() -> None:
     KeptTally.objects.filter(figure="end").update(count=0)
     found = tallies.of_turns(began, began + timedelta(days=2), EVERYBODY)
     assert sum(row.count for row in found if row.figure == tallies.END) == 0
-    # of one user nothing is kept
-    found = tallies.of_turns(began, began + timedelta(days=2), Chosen(user_id="ann@example.com"))
+    # of two choices at once nothing is kept
+    found = tallies.of_turns(began, began + timedelta(days=2), Chosen(user_id=USERS[0], model=MODELS[0]))
     assert sum(row.count for row in found if row.figure == tallies.END) > 0
 
 
@@ -100,7 +137,7 @@ def test_it_takes_days_before_hours_and_reads_the_rest_from_the_turns() -> None:
     while keep():
         pass
     began = three_days_ago()
-    spans = tallies._kept_within(began - timedelta(minutes=30), began + timedelta(hours=26, minutes=30))
+    spans = tallies._kept_within(began - timedelta(minutes=30), began + timedelta(hours=26, minutes=30), EVERYBODY)
     lengths = [(span.end - span.start) // HOUR for span in spans]
     assert lengths[-3:] == [24, 1, 1]
     assert all(first.end <= second.start for first, second in itertools.pairwise(spans))
@@ -118,7 +155,7 @@ def test_it_leaves_an_hour_alone_that_is_hardly_over() -> None:
     assert all(span.start + HOUR <= rest for span in KeptSpan.objects.all())
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chance=some.randoms(use_true_random=False))
 @pytest.mark.django_db
 def test_it_stays_true_through_late_changes(chance: random.Random) -> None:
@@ -132,7 +169,7 @@ def test_it_stays_true_through_late_changes(chance: random.Random) -> None:
         left = left[portion:]
         if chance.random() < 0.7:
             keep(most=chance.choice([5, 80]))
-        agrees()
+        agrees(chance.choice([EVERYBODY, *SOME]))
     store(rows)
     agrees()
     while keep():
@@ -269,7 +306,7 @@ def test_what_is_kept_is_true_with_two_writers_and_two_keepers_at_once() -> None
     for span in KeptSpan.objects.filter(state=KeptSpan.KEPT):
         since, until = span.start, span.start + span.hours * HOUR
         mine = tallies._asked(tallies._KEPT, [[span.id]])
-        assert comparable(mine) == comparable(tallies.read(since, until, EVERYBODY))
+        assert comparable(mine) == comparable(tallies.read(since, until, Chosen.of(span.scope)))
     while keep(most=100):
         pass
     assert kept(24) >= 1
