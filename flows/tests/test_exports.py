@@ -255,7 +255,7 @@ def test_thousands_of_turns_arrive_whole(omni2: Running) -> None:
 def test_open_exports_hold_no_connection(omni2: Running) -> None:
     """More of them than there are connections, all of them standing: others are served."""
     omni2.orm(Turn.objects.all().delete)
-    omni2.orm(many_turns, 12_000)
+    omni2.orm(many_turns, 8_000)
     standing = [asked(omni2, "/api/v1/turns/export") for _ in range(POOL_SIZE + 2)]
     assert {len(answer.read(100)) for answer in standing} == {100}
     assert asked(omni2, "/api/v1/turns?limit=1").status == 200
@@ -266,12 +266,12 @@ def test_open_exports_hold_no_connection(omni2: Running) -> None:
 @pytest.mark.slow
 def test_a_client_that_leaves_ends_it_and_that_is_noted(omni2: Running) -> None:
     omni2.orm(Turn.objects.all().delete)
-    omni2.orm(many_turns, 20_000)
+    omni2.orm(many_turns, 10_000)
     answer = asked(omni2, "/api/v1/turns/export?format=json")
     assert len(answer.read(2000)) == 2000
     answer.close()
     eventually(lambda: last_note(omni2).get("complete") is False, "noted")
-    assert 0 <= last_note(omni2)["rows"] < 20_000
+    assert 0 <= last_note(omni2)["rows"] < 10_000
 
 
 @pytest.mark.slow
