@@ -303,7 +303,7 @@ def visit_all(visit: Visits, places: list[Place], *, theme: str, width: int, hos
     problems: list[str] = []
     for place in places:
         if place.who not in pages:
-            pages[place.who] = visit(place.who, "/healthz", theme=theme, width=width)
+            pages[place.who] = visit(place.who, "about:blank", theme=theme, width=width)
             pages[place.who].add_init_script(WATCH_SHIFTS)
             pages[place.who].on("dialog", lambda dialog: visit.problems.append(f"dialog: {dialog.message}"))
         page = pages[place.who]
@@ -343,8 +343,8 @@ def test_nothing_moves_while_a_turn_grows(
     bob = someone("Bob Kahn")
     api.watch(bob)
     api.ask(bob, "script:parallel what was before")
-    live = visit("olga@example.com", "/healthz", theme=theme, width=width)
-    chat = visit(bob, "/healthz", theme=theme, width=width)
+    live = visit("olga@example.com", "about:blank", theme=theme, width=width)
+    chat = visit(bob, "about:blank", theme=theme, width=width)
     for page, path in ((live, f"/live/?user={bob}"), (chat, "/chat/")):
         page.add_init_script(WATCH_SHIFTS)
         page.goto(path)
