@@ -55,10 +55,10 @@ WITH incoming AS MATERIALIZED (
         max(CASE WHEN metadata ->> 'process' ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' THEN metadata ->> 'process' END)
             FILTER (WHERE checkpoint = 'auth_check')::uuid,
         -- as flows.models.tag() and tool_tag() spell them
-        array_agg(DISTINCT 'a' || status COLLATE "C") FILTER (WHERE status IS NOT NULL)
-            || array_agg(DISTINCT 'c' || checkpoint COLLATE "C")
-            || array_agg(DISTINCT 's' || checkpoint || '=' || status COLLATE "C") FILTER (WHERE status IS NOT NULL)
-            || array_agg(DISTINCT 't' || tool COLLATE "C") FILTER (WHERE checkpoint = 'tool_call' AND tool IS NOT NULL),
+        array_agg(DISTINCT 'a' || status) FILTER (WHERE status IS NOT NULL)
+            || array_agg(DISTINCT 'c' || checkpoint)
+            || array_agg(DISTINCT 's' || checkpoint || '=' || status) FILTER (WHERE status IS NOT NULL)
+            || array_agg(DISTINCT 't' || tool) FILTER (WHERE checkpoint = 'tool_call' AND tool IS NOT NULL),
         coalesce(max(CASE checkpoint
             WHEN 'auth_check' THEN CASE status WHEN 'passed' THEN 1 END
             WHEN 'block_check' THEN CASE status WHEN 'passed' THEN 2 END
@@ -96,7 +96,7 @@ WITH incoming AS MATERIALIZED (
         -- What brings nothing new leaves the column as it is, without even unpacking it: a turn of
         -- 5,000 checkpoints may come in as many batches.
         tags = CASE WHEN t.tags @> EXCLUDED.tags THEN t.tags
-            ELSE ARRAY(SELECT DISTINCT unnest(t.tags || EXCLUDED.tags) COLLATE "C" ORDER BY 1) END,
+            ELSE t.tags || ARRAY(SELECT new FROM unnest(EXCLUDED.tags) AS new WHERE new <> ALL (t.tags)) END,
         stage = greatest(t.stage, EXCLUDED.stage),
         steps = CASE WHEN EXCLUDED.steps = '{}' THEN t.steps ELSE t.steps || EXCLUDED.steps END,
         step_ms = CASE WHEN EXCLUDED.steps = '{}' THEN t.step_ms ELSE t.step_ms || EXCLUDED.step_ms END
