@@ -52,7 +52,7 @@ export class Rows {
     const { turn } = this;
     if (!turn.open || turn.isHidden) return this.clear();
     if (this.stale) this.#arrange();
-    this.element.classList.toggle("is-big", this.isBig);
+    turn.article.classList.toggle("is-big", this.isBig);
     this.#stand(this.#wanted());
     for (const step of this.moved ? this.drawn : changed) {
       const shown = step.foldedInto ?? step;

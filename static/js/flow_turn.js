@@ -8,6 +8,7 @@ import { count, duration, exact, instant, moment, money, plural, short } from ".
 import { PACES } from "./pace.js";
 import { ENDS, OUTCOMES, describe, known } from "./words.js";
 
+const AXIS_STEP = 1.0025; // the axis grows by steps of less than a pixel: moving it touches every bar
 const MOST_NAMES = 500, NAMES_KEPT = 50; // names of steps, for the filter: while it is in memory, and after
 
 let serial = 0;
@@ -27,7 +28,7 @@ export class Turn {
     this.isHidden = false; // by the filter
     this.changed = new Set();
     this.tokens = this.cost = this.tools = this.failures = 0;
-    this.at = this.lastAt = 0;
+    this.at = this.lastAt = this.span = 0;
     this.question = this.session = this.user = this.problem = this.stamp = null;
     this.firstToken = null; // milliseconds from its start
     this.flowEnd = null;
@@ -246,13 +247,14 @@ export class Turn {
   tick() {
     if (!this.article || this.isHidden) return [];
     const end = Math.max(this.ended ? this.flowEnd.at : this.tree.now(), this.lastAt), span = Math.max(1, end - this.at);
-    if (this.open) this.#drawAxis(span);
+    if (this.open && (span < this.span || span > this.span * (this.ended ? 1 : AXIS_STEP) || this.firstToken !== this.markedToken)) this.#drawAxis(span);
     const slower = this.rows.tick(this.unfinished);
     if (!this.ended) this.#drawFacts();
     return slower;
   }
 
   #drawAxis(span) {
+    [this.span, this.markedToken] = [span, this.firstToken];
     this.article.style.setProperty("--span", span);
     if (this.firstToken !== null) this.article.style.setProperty("--first", this.firstToken);
     this.article.classList.toggle("has-first", this.firstToken !== null);

@@ -180,8 +180,15 @@ def test_old_turns_free_their_checkpoints_and_then_their_line(page: Page) -> Non
     big = big_turn()
     end = checkpoint("big", "flow_end", big[0], 100, outcome="completed")
     many = [each for number in range(360) for each in whole_turn(200 + number, f"turn {number}")]
-    page.evaluate("list => { for (const one of list) { tree.add(one); tree.flush(); } }", [*big, end])
-    page.evaluate("list => { for (const one of list) { tree.add(one); tree.flush(); } }", many)
+    page.evaluate("list => { for (const one of list) tree.add(one); tree.flush(); }", [*big, end])
+    # what follows comes in two halves a turn, so that each is drawn while it runs
+    page.evaluate(
+        """list => list.forEach((one, at) => {
+            tree.add(one);
+            if (at % 11 === 5 || one.checkpoint === "flow_end") tree.flush();
+        })""",
+        many,
+    )
     assert page.locator(".row").count() < 30
     held = page.evaluate("[...tree.turns.values()].filter((turn) => turn.steps.size).length")
     assert 20 < held < 45
