@@ -67,6 +67,7 @@ def session(request: HttpRequest, session_id: str) -> HttpResponse:
         "name": name,
         "is_own": found.user_id == user.user_id,
         "totals": _totals(found.turns),
+        "newest": found.turns[-1] if found.turns else None,
         "beside": _beside(found),
         "compare": _compare(request, found),
         "plain": _plain(found, rows, shown),

@@ -102,7 +102,7 @@ export class Transcript {
   // Draws what these checkpoints (of one turn, in any order) say; lines that are there stay.
   draw(checkpoints) {
     this.checkpoints = checkpoints;
-    const lines = linesOf([...checkpoints].sort(inOrder));
+    const lines = (this.lines = linesOf([...checkpoints].sort(inOrder)));
     const shown = lines.slice(0, this.most);
     const gone = new Set(this.drawn.keys());
     let before = null;
@@ -153,11 +153,18 @@ export class Transcript {
   // Shows which line a row of the tree belongs to; null: none.
   mark(flowId) {
     this.list.querySelector("[aria-current]")?.removeAttribute("aria-current");
+    const at = this.drawn.has(flowId) ? -1 : this.lines.findIndex((one) => one.flow_id === flowId);
+    if (at >= 0) this.#drawTo(at);
     const item = this.drawn.get(flowId)?.item;
     if (!item) return false;
     item.setAttribute("aria-current", "true");
     this.#bring(item);
     return true;
+  }
+
+  #drawTo(at) {
+    this.most = at + FIRST_LINES;
+    this.draw(this.checkpoints);
   }
 
   // Into view within the transcript alone: the page itself does not move.
