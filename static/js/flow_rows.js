@@ -142,7 +142,7 @@ export class Rows {
   #setRest(rest) {
     if (rest === this.rest) return;
     this.rest = rest;
-    this.element.style.setProperty("--rest", rest);
+    this.element.style.paddingBottom = rows(rest);
   }
 
   #make(step) {
@@ -371,10 +371,14 @@ function setDepth(line, depth) {
   line.style.setProperty("--depth", Math.min(depth, DEEPEST));
 }
 
-function gap(line, rows) {
-  if (line.gap === rows) return;
-  line.gap = rows;
-  line.style.setProperty("--gap", rows);
+// The height of so many rows. Not as a property of our own: those are inherited, and each change of
+// one would style anew everything below it.
+const rows = (count) => (count > 0 ? `calc(${count} * var(--row))` : "");
+
+function gap(line, count) {
+  if ((line.gap ?? 0) === count) return;
+  line.gap = count;
+  line.style.marginTop = rows(count);
 }
 
 // Where it stands among its siblings: those are not all in the page.
