@@ -171,8 +171,10 @@ class Client:
 @pytest.fixture
 async def chatting(db: None, llm: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     """An empty log, a scripted model, and order afterwards."""
-    # on a busy machine Redis may well be silent for a second: these tests look for the checkpoints there
+    # on a busy machine Redis may well be silent for a second, and a provider's module takes long to load:
+    # these tests ask for neither
     monkeypatch.setattr(flusher, "APPEND_TIMEOUT_S", 20.0)
+    monkeypatch.setattr(endpoint, "ADMIT_TIMEOUT_S", 90.0)
     client = sync_client()
     client.flushall()
     client.close()

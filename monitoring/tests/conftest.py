@@ -1,5 +1,6 @@
 """What the tests of live delivery share: an empty log, a tracker that asks the watch list, tokens."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from flows.redis import get_redis, sync_client
 from flows.tracker import FlowTracker
+from monitoring import consumers
 from monitoring.watchlist import watchlist as the_watchlist
 
 
@@ -29,4 +31,6 @@ async def live(db: None) -> AsyncIterator[FlowTracker]:
     if tracker.flusher is not None:
         await tracker.flusher.stop()
     await the_watchlist.stop()
+    # a line of the access log that came late would be found by the next test
+    await asyncio.gather(*consumers._last_lines)
     await get_redis().aclose()
