@@ -94,7 +94,12 @@ def overdue(person: Person, began: datetime, *, slow: bool) -> list[bytes]:
     def add(at_ms: float, name: str, parent: str | None, **metadata: Any) -> str:
         flow_id = str(uuid.uuid4()) if documents else turn_id
         at = (began + timedelta(milliseconds=at_ms)).isoformat(timespec="microseconds")
-        document = {"flow_id": flow_id, "user_id": person.email, "session_id": session_id, "turn_id": turn_id}
+        document: dict[str, Any] = {
+            "flow_id": flow_id,
+            "user_id": person.email,
+            "session_id": session_id,
+            "turn_id": turn_id,
+        }
         document |= {"checkpoint": name, "parent_id": parent, "created_at": at, "metadata": metadata}
         documents.append(json.dumps(document).encode())
         return flow_id

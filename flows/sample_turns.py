@@ -191,7 +191,8 @@ class _Turn:
         session = uuid.uuid5(uuid.NAMESPACE_URL, f"{user_id} {hour} {chance.randrange(2)}")
         self.envelope = {"user_id": user_id, "session_id": str(session), "turn_id": turn_id}
         self.documents: list[bytes] = []
-        self.root = self.first_token_ms = None
+        self.root: str | None = None
+        self.first_token_ms: float | None = None
         self.question = chance.choice(ASKING).format(
             a=chance.choice(THINGS),
             b=chance.choice(THINGS),
@@ -207,7 +208,7 @@ class _Turn:
         if not self.documents:
             flow_id = self.root = self.envelope["turn_id"]
         self.at += timedelta(milliseconds=wait_ms)
-        document = {"flow_id": flow_id, **self.envelope, "checkpoint": checkpoint, "parent_id": parent}
+        document: dict[str, Any] = {"flow_id": flow_id, **self.envelope, "checkpoint": checkpoint, "parent_id": parent}
         document |= {"metadata": metadata, "created_at": self.at.isoformat(timespec="microseconds")}
         self.documents.append(json.dumps(document, ensure_ascii=False).encode())
         return flow_id
@@ -218,7 +219,7 @@ class _Turn:
 
     def end(self, outcome: str, **more: Any) -> None:
         took_ms = round((self.at - self.began) / timedelta(milliseconds=1) + AT_ONCE_MS, 3)
-        first = {} if self.first_token_ms is None else {"ttft_ms": self.first_token_ms}
+        first: dict[str, Any] = {} if self.first_token_ms is None else {"ttft_ms": self.first_token_ms}
         self.add("flow_end", self.root, AT_ONCE_MS, outcome=outcome, duration_ms=took_ms, **first, **more)
 
     def tell(self, kind: str, model: Any, tools: Weighted) -> None:
@@ -253,13 +254,19 @@ class _Turn:
         if kind in ("inactive", "expired", "revoked"):
             self.add("auth_check", None, 0, status="failed", reason=kind, duration_ms=self.ms(1.4), **asked)
             code = "inactive" if kind == "inactive" else f"token_{kind}"
-            return self.end("refused", code=code)
+            self.end("refused", code=code)
+            return None
         check = self.add("auth_check", None, 0, status="passed", duration_ms=self.ms(1.4), **asked)
         took_ms = self.ms(2.3)
         if kind == "user_blocked":
-            facts = {"status": "failed", "code": kind, "message": "You have been blocked from this chat."}
+            facts: dict[str, Any] = {
+                "status": "failed",
+                "code": kind,
+                "message": "You have been blocked from this chat.",
+            }
             self.add("block_check", check, AT_ONCE_MS, **facts, reason="sample", duration_ms=took_ms)
-            return self.end("refused", code=kind)
+            self.end("refused", code=kind)
+            return None
         check = self.add("block_check", check, AT_ONCE_MS, status="passed", duration_ms=took_ms)
         limit = 500 if kind != "turns_at_once" else 8
         used = limit if kind in ("requests_per_day", "tokens_per_day", "turns_at_once") else chance.randrange(1, 400)
@@ -269,7 +276,8 @@ class _Turn:
             return self.add("usage_check", check, AT_ONCE_MS, status="passed", **facts, duration_ms=took_ms)
         code = "too_many_turns" if kind == "turns_at_once" else "usage_limit"
         self.add("usage_check", check, AT_ONCE_MS, status="failed", code=code, **facts, duration_ms=took_ms)
-        return self.end("refused", code=code)
+        self.end("refused", code=code)
+        return None
 
     def _round(self, check: str, number: int, model: Any, tools: Weighted, kind: str, *, last: bool) -> str:
         """One round of the model with the tools it asks for; returns the step that fails, if one does."""
@@ -289,11 +297,13 @@ class _Turn:
         called = [self._call(thinking, tools.pick(chance)) for _ in range(calls[0] if calls else 0)]
         failing = self._results(called, fails=kind == "tool_failed") or thinking
         tokens_in, tokens_out = chance.randrange(200, 4000), chance.randrange(8, 700)
-        ended = {"status": "cancelled" if kind == "disconnected" else "error" if kind.startswith("llm_") else "ok"}
+        ended: dict[str, Any] = {
+            "status": "cancelled" if kind == "disconnected" else "error" if kind.startswith("llm_") else "ok"
+        }
         if spoken and kind == "completed":
-            ended["ttft_ms"] = min(self.ms(first_ms), took_ms)  # type: ignore[assignment]
+            ended["ttft_ms"] = min(self.ms(first_ms), took_ms)
             so_far_ms = (self.at - self.began) / timedelta(milliseconds=1)
-            self.first_token_ms = round(so_far_ms + ended["ttft_ms"], 3)  # type: ignore[operator]
+            self.first_token_ms = round(so_far_ms + ended["ttft_ms"], 3)
         cost = None if price_in is None else round(tokens_in * price_in + tokens_out * price_out, 8)
         self.add(
             "llm_complete", thinking, took_ms, duration_ms=took_ms, input_tokens=tokens_in, output_tokens=tokens_out,
