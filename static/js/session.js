@@ -40,6 +40,7 @@ const tree = new FlowTree(place, {
   },
 });
 
+document.getElementById("without-script").remove();
 showLocalTimes();
 for (const line of data.lines) addLine(line);
 add(data.flows);
