@@ -1,7 +1,6 @@
 """A stored session: what was said beside the tree, links, growing, comparing, playing; small screens, no script."""
 
 import json
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -293,7 +292,9 @@ def test_of_thousands_of_lines_the_one_of_a_row_is_shown(
     expect(lines).to_have_count(300)
     page.goto(f"/flows/{session_id}/#{calls[900]['flow_id']}")
     expect(page.locator(".said > li[aria-current]")).to_contain_text("t900")
-    page.get_by_role("button", name=re.compile("^Show [0-9]+ more$")).click()
+    more = page.locator(".transcript > .link-button")
+    expect(more).to_have_text("Show 300 more")
+    more.click()
     expect(lines).to_have_count(1503)
 
 
