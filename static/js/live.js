@@ -417,7 +417,7 @@ function showChoice() {
     place("panels").append(panel.element);
   }
   place("panels").dataset.many = panels.size > 4 ? "rows" : panels.size > 2 ? "columns" : "";
-  place("tools").hidden = panels.size === 0;
+  place("tools").hidden = panels.size === 0 || page.live === "off";
   showFilter();
   showPeople();
   askPeople();
