@@ -108,7 +108,9 @@ export class Turn {
     if (checkpoint === "tool_call") this.tools += 1;
     this.tokens += tokensOf({ checkpoint, metadata: data });
     this.cost += costOf({ checkpoint, metadata: data });
-    if (checkpoint === "llm_complete" && Number.isFinite(data.ttft_ms)) this.firstToken ??= step.at + data.ttft_ms - this.at;
+    // a round that only chose tools gave its reader nothing yet
+    const spoke = data.answer || !data.tool_calls;
+    if (checkpoint === "llm_complete" && spoke && Number.isFinite(data.ttft_ms)) this.firstToken ??= step.at + data.ttft_ms - this.at;
     if (step.failed) this.failures += 1;
     if (checkpoint === "error" || data.status === "failed") this.problem = describe({ start: { checkpoint, metadata: data }, end: null }).label;
     if (checkpoint === "flow_end") this.#finish({ checkpoint, metadata: data, at });
