@@ -101,7 +101,7 @@ SELECT CASE WHEN grouping(user_id) = 0 THEN 'person' WHEN grouping(model) = 0 TH
     CASE WHEN grouping(stage) = 0 THEN outcome END AS key2, CASE WHEN grouping(stage) = 0 THEN error END AS key3,
     count(*) AS count,
     sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens, sum(cost_usd) AS cost_usd,
-    NULL::int[] AS buckets, NULL::bigint[] AS counts
+    NULL::int[] AS buckets, NULL::int[] AS counts
 FROM turns WHERE {where}
 GROUP BY GROUPING SETS ((stage, outcome, error), (model), (user_id))
 UNION ALL
@@ -110,7 +110,7 @@ FROM turns CROSS JOIN LATERAL unnest(tags) AS tag WHERE {where} AND tool_calls >
 GROUP BY tag
 UNION ALL
 SELECT 'step', step, model, NULL, sum(count), 0, 0, NULL,
-    array_agg(bucket) FILTER (WHERE bucket IS NOT NULL), array_agg(count) FILTER (WHERE bucket IS NOT NULL)
+    array_agg(bucket) FILTER (WHERE bucket IS NOT NULL), array_agg(count::int) FILTER (WHERE bucket IS NOT NULL)
 FROM (
     SELECT step, CASE WHEN step IN ('sllm_complete', 'Sllm_complete') THEN model END AS model,
         CASE WHEN ms < 0.001 THEN -400 ELSE floor(ln(ms::float8) / ln(1.02::float8))::int END AS bucket,
@@ -130,15 +130,20 @@ sums AS (
     SELECT figure, key, key2, key3, sum(count)::bigint AS count, sum(input_tokens)::bigint AS input_tokens,
         sum(output_tokens)::bigint AS output_tokens, sum(cost_usd) AS cost_usd
     FROM parts GROUP BY 1, 2, 3, 4
+), steps AS MATERIALIZED (
+    -- by number: some 100,000 buckets of a month are added up by two integers, not by two texts
+    SELECT dense_rank() OVER (ORDER BY key, key2) AS step, key, key2, buckets, counts FROM parts WHERE figure = 'step'
 ), times AS (
-    SELECT key, key2, array_agg(bucket) AS buckets, array_agg(count) AS counts
-    FROM (SELECT key, key2, bucket, sum(n)::bigint AS count
-          FROM parts CROSS JOIN LATERAL unnest(buckets, counts) AS measured(bucket, n)
-          WHERE figure = 'step' GROUP BY 1, 2, 3) AS counted
-    GROUP BY 1, 2
+    SELECT step, array_agg(bucket) AS buckets, array_agg(count) AS counts
+    FROM (SELECT step, bucket, sum(n) AS count
+          FROM steps CROSS JOIN LATERAL unnest(buckets, counts) AS measured(bucket, n) GROUP BY 1, 2) AS counted
+    GROUP BY 1
+), named AS (
+    SELECT key, key2, times.buckets, times.counts
+    FROM times JOIN (SELECT DISTINCT step, key, key2 FROM steps) AS each USING (step)
 )
 (SELECT figure, sums.key, sums.key2, key3, count, input_tokens, output_tokens, cost_usd, buckets, counts
- FROM sums LEFT JOIN times ON figure = 'step' AND times.key = sums.key AND times.key2 IS NOT DISTINCT FROM sums.key2
+ FROM sums LEFT JOIN named ON figure = 'step' AND named.key = sums.key AND named.key2 IS NOT DISTINCT FROM sums.key2
  WHERE figure <> 'person')
 UNION ALL
 (SELECT figure, key, key2, key3, count, input_tokens, output_tokens, cost_usd, NULL, NULL

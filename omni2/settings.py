@@ -97,7 +97,9 @@ def database_from_url(url: str) -> dict[str, Any]:
     options: dict[str, Any] = {key: value for key, value in parts.items() if key not in known}
     options.setdefault("connect_timeout", 5)
     options.setdefault("tcp_user_timeout", 10_000)
-    options["options"] = f"{parts.get('options') or ''} -c search_path=omni2 -c timezone=UTC".strip()
+    # jit: all of our queries are short, and compiling one takes longer than the whole of it
+    ours = "-c search_path=omni2 -c timezone=UTC -c jit=off"
+    options["options"] = f"{parts.get('options') or ''} {ours}".strip()
     options["pool"] = {
         "min_size": 1,
         "max_size": DATABASE_POOL_SIZE,
