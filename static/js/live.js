@@ -519,7 +519,7 @@ function complain(problem) {
 
 // The sheet: search, time, reason. Arrow keys choose among what was found.
 const sheet = place("watch-sheet");
-let picked = null, searching = null, lastSearch = 0;
+let picked = null, searching = null, lastSearch = 0, foundFor = null;
 
 function openSheet(userId = null) {
   if (!sheet) return;
@@ -536,7 +536,11 @@ async function searchUsers() {
   if (!words) return showFound([]);
   const answer = await fetch(`/live/search?${new URLSearchParams({ q: words })}`, { headers: { Accept: "application/json" } }).catch(() => null);
   if (turn !== lastSearch || !answer?.ok) return;
-  showFound((await answer.json()).people);
+  const { people: found } = await answer.json();
+  // somebody may have been picked, or more typed, while it was read
+  if (turn !== lastSearch) return;
+  foundFor = words;
+  showFound(found);
 }
 
 function showFound(found) {
@@ -577,7 +581,8 @@ function pick(userId) {
 async function submitSheet(event) {
   event.preventDefault();
   const typed = place("watch-who").value.trim();
-  if (!picked && options().length) pick(options()[Math.max(0, marked())].dataset.user);
+  // who was found for words that were changed since is not who is meant
+  if (!picked && foundFor === typed && options().length) pick(options()[Math.max(0, marked())].dataset.user);
   const userId = picked ?? typed.toLowerCase();
   const choice = sheet.querySelector("[name=ttl]:checked").value;
   const hours = Number(choice === "own" ? place("watch-hours").value : choice);
