@@ -189,6 +189,13 @@ class Turn(models.Model):
                 name="idx_turns_tools",
                 condition=models.Q(outcome__isnull=False),
             ),
+            # How many of a model ended how, without a look at the turns.
+            models.Index(
+                fields=["model", "-started_at"],
+                include=["outcome"],
+                name="idx_turns_model",
+                condition=models.Q(model__isnull=False),
+            ),
             # Why turns ended, and where: the few that did not go through.
             models.Index(
                 "error",
