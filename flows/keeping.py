@@ -95,7 +95,7 @@ GROUP BY 1, 2, 3
 """
 
 
-def keep(*, most: int = 24) -> int:
+def keep(*, most: int = 4) -> int:
     """Keep the figures of at most so many hours that are over, of the days they complete, and of the models,
     tools and people with many turns on one of them; returns how many are kept now that were not. Some
     milliseconds for each.

@@ -36,8 +36,9 @@ LAST_WORDS_S = 2.0
 FLUSH_S = 5.0
 REFRESH_EVERY_S = 0.5
 TIDY_EVERY_S = 3600.0
-KEEP_EVERY_S = 15.0
-"""How often the figures of at most 24 past hours are kept: a month of them within minutes."""
+KEEP_EVERY_S = 5.0
+"""How often the figures of a few past hours are kept: a month of them within a quarter of an hour. Few at a
+time, since the rows that came meanwhile wait for it."""
 
 _started_on: asyncio.AbstractEventLoop | None = None
 _background: set[asyncio.Task[Any]] = set()
