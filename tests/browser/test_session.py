@@ -226,12 +226,20 @@ def test_the_sessions_of_one_person_lead_to_each_other(
 def test_a_session_is_taken_along(visit: Visits, talk: Talk) -> None:
     page = visit(AUGUST, talk.path)
     for name, begins in (("Session as JSON", '{"session_id"'), ("Checkpoints as CSV", "turn_id,flow_id")):
-        page.locator(".menu > summary").click()
+        page.locator(".menu:not(.legend-menu) > summary").click()
         with page.expect_download() as download:
             page.get_by_role("link", name=name).click()
         assert download.value.path().read_text().startswith(begins)
         page.keyboard.press("Escape")
         page.reload()
+
+
+def test_its_legend_says_what_colours_and_marks_mean(visit: Visits, talk: Talk) -> None:
+    page = visit(AUGUST, talk.path)
+    legend = page.get_by_role("group", name="Legend")
+    expect(legend).to_be_hidden()
+    page.locator(".legend-menu > summary").click()
+    expect(legend).to_contain_text("first token")
 
 
 # --- long and growing sessions ------------------------------------------------------------------------
