@@ -23,6 +23,7 @@ from flows import history
 from flows.history import TurnFilters
 from flows.models import Turn
 from flows.reader import Reader
+from flows.session_export import defused
 from omni2.accounts.models import User
 from omni2.database import in_database
 
@@ -34,8 +35,6 @@ COLUMNS = (
     *("turn_id", "session_id", "user_id", "started_at", "ended_at", "duration_ms", "outcome", "model", "checkpoints"),
     *("tool_calls", "input_tokens", "output_tokens", "cost_usd", "ttft_ms", "error", "question"),
 )
-# A spreadsheet takes a cell that begins so for a formula; a quote before it makes it text (OWASP).
-FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r")
 CONTENT_TYPES: dict[Format, str] = {"csv": "text/csv; charset=utf-8", "json": "application/json"}
 # Notes of exports whose clients left: kept until they are written.
 _notes: set[asyncio.Task[None]] = set()
@@ -147,9 +146,7 @@ class _Csv:
 
 
 def _cell(value: Any) -> Any:
-    if isinstance(value, str) and value.startswith(FORMULA_BEGINS):
-        return f"'{value}"
-    return value
+    return defused(value) if isinstance(value, str) else value
 
 
 class _Json:

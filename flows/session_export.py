@@ -45,4 +45,9 @@ def _cell(value: Any) -> Any:
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return defused(text)
+
+
+def defused(text: str) -> str:
+    """Text for a cell, as text: what a spreadsheet would take for a formula begins with an apostrophe."""
     return "'" + text if text.startswith(FORMULA) else text
