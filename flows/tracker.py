@@ -19,7 +19,8 @@ from flows.flusher import Flusher
 logger = logging.getLogger(__name__)
 
 QUEUE_LIMIT = 100_000
-"""Checkpoints waiting in one process. Beyond it new ones are given up, counted and said."""
+"""Checkpoints waiting in one process. Beyond it new ones are given up, counted and said; only the ends of
+turns are still taken, so that none stays open for ever: as many as there are running turns."""
 
 # The start of a step, and the name of what ends it.
 STEP_ENDS = {"llm_thinking": "llm_complete", "tool_call": "tool_result"}
@@ -91,7 +92,7 @@ class TurnTrack(Envelope):
             del self._open[parent]
         tracker = self.tracker
         queue = tracker.queue
-        if (parent is not None and parent.dropped) or len(queue) >= QUEUE_LIMIT:
+        if (parent is not None and parent.dropped) or (len(queue) >= QUEUE_LIMIT and checkpoint != "flow_end"):
             self._refuse(made)
             return made
         self.checkpoints.append(made)
@@ -107,7 +108,10 @@ class TurnTrack(Envelope):
 
     def end(self, outcome: str, /, **metadata: Any) -> Checkpoint | None:
         """Close what is still open as `cancelled`, then write the turn's one flow_end. Later calls
-        do nothing and return None."""
+        do nothing and return None.
+
+        The end says how many checkpoints the turn made, itself included, and how many of them had to be
+        given up: by that the ledger tells whether all the others are stored."""
         if self.ended or not self.checkpoints:
             self._forget()
             return None
@@ -116,6 +120,9 @@ class TurnTrack(Envelope):
         for start in tuple(self._open)[::-1]:
             self.record(STEP_ENDS[start.checkpoint], start, status="cancelled", duration_ms=self._since(start))
         metadata.setdefault("duration_ms", self._since(root))
+        metadata["checkpoints"] = self.recorded + 1
+        if self.given_up:
+            metadata["given_up"] = self.given_up
         flow_end = self.record("flow_end", root, outcome=outcome, **metadata)
         self._forget()
         return flow_end

@@ -94,6 +94,28 @@ async def test_it_gives_up_beyond_the_bound_and_counts(tracker: FlowTracker, mon
     assert tracker.given_up == turn.given_up == 3
 
 
+async def test_it_always_takes_the_end_of_a_turn(tracker: FlowTracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it the turn would stay open for as long as its process lives."""
+    monkeypatch.setattr(tracker_module, "QUEUE_LIMIT", 2)
+    turn, root = begin(tracker)
+    thinking = turn.record("llm_thinking", root, status="started")
+    turn.record("llm_complete", thinking, status="ok")
+    flow_end = turn.end("completed")
+    assert not flow_end.dropped
+    assert flow_end.metadata["checkpoints"] == turn.recorded == 4
+    assert flow_end.metadata["given_up"] == 1
+    await turn.acknowledged(5)
+    assert await names() == ["auth_check", "llm_thinking", "flow_end"]
+
+
+async def test_the_end_says_how_many_checkpoints_the_turn_made(tracker: FlowTracker) -> None:
+    turn, root = begin(tracker)
+    turn.record("llm_thinking", root, status="started")
+    flow_end = turn.end("disconnected")
+    assert flow_end.metadata["checkpoints"] == len(turn.checkpoints) == 4
+    assert "given_up" not in flow_end.metadata
+
+
 async def test_it_publishes_only_for_the_monitored(tracker: FlowTracker) -> None:
     tracker.is_monitored = lambda user_id: user_id == BOB
     pubsub = get_redis().pubsub()
