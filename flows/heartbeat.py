@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 import socket
-import uuid
 
 from django.db import Error, connection
 
@@ -75,8 +74,5 @@ class Heartbeat:
             logger.warning("the heartbeat could not be written: %s", type(problem).__name__)
             return
         if not alive:
-            logger.error("this process was declared dead while it stood still: it ends its turns")
-            self.tracker.process_id = str(uuid.uuid4())
-            for turn in list(self.tracker.running):
-                turn.abandon()
+            self.tracker.begin_again()
             await self.once()

@@ -42,6 +42,11 @@ def shard_lease(number: int) -> str:
     return f"omni2:lease:{number}"
 
 
+def fence(process_id: str) -> str:
+    """Set by the sweep before it ends the turns of a dead process: nothing of that process is taken any more."""
+    return f"omni2:fence:{process_id}"
+
+
 def held_back(number: int) -> str:
     """Field of PERSISTER: how many entries of this shard are refused and stay in the log."""
     return f"held_back:{number}"

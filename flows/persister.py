@@ -164,6 +164,7 @@ class Loop:
     def __init__(self) -> None:
         self._running = True
         self._beside: list[Callable[[], None]] = []
+        self._failing: set[Callable[[], None]] = set()
 
     def beside(self, work: Callable[[], None]) -> None:
         """Let `work` be called between steps; it decides itself whether it is time."""
@@ -197,8 +198,17 @@ class Loop:
         return 0
 
     def _work_beside(self) -> None:
+        """What fails here must not keep checkpoints from being stored: with Redis full the sweep cannot append,
+        and only storing makes room."""
         for work in self._beside:
-            work()
+            try:
+                work()
+                self._failing.discard(work)
+            except (Error, RedisError, OSError) as problem:
+                if work not in self._failing:
+                    logger.warning("work beside the log waits: %s: %s", type(problem).__name__, problem)
+                self._failing.add(work)
+                connections.close_all()
 
     def _finish(self) -> None:
         """The last thing before the end."""

@@ -155,13 +155,43 @@ def test_it_waits_for_the_last_words_of_a_process_that_ended_in_order(monkeypatc
     client.close()
 
 
+def test_it_fences_a_process_off_before_it_ends_its_turns() -> None:
+    """It may only have stood still, and be about to go on."""
+    dead, ended = process(silent_s=40), process(ended=True)
+    running_turn(dead)
+    swept()
+    with sync_client() as client:
+        assert client.exists(keys.fence(dead)) == 1
+        assert client.exists(keys.fence(ended)) == 0, "it left nothing"
+
+
+def test_it_settles_what_a_dead_process_left_unsettled_once_nothing_of_it_is_on_the_way() -> None:
+    """Killed between a turn's end and its charge, or before anything of a turn was acknowledged."""
+    dead = process(silent_s=40)
+    turn = running_turn(dead)
+    store([document(3, turn=turn, parent=1, checkpoint="flow_end", metadata={"outcome": "completed"})])
+    unknown, coming = (f"0199aaaa-0000-7000-8000-{number:08d}0001" for number in (8, 9))
+    settled = Settled()
+    made = Sweep(
+        is_monitored=lambda user_id: False,
+        on_abandoned=settled,
+        left_unsettled=lambda before, later_s: [(each, dead) for each in (turn, unknown, coming)],
+    )
+    with sync_client() as client:
+        client.xadd(keys.log_shard(log.shard_of(coming)), {"d": document(1, turn=coming)})
+        assert made.once() == 0
+        assert sorted(settled.calls) == sorted([(turn, [{"status": "ok", "input_tokens": 3}]), (unknown, [])])
+        assert client.exists(keys.fence(dead)) == 1
+
+
 def test_two_sweeps_at_once_end_a_turn_once_for_everybody() -> None:
     """Each persister has one. The second entry repeats the first one's id, so every reader drops it."""
     turn = running_turn(process(silent_s=40))
     sweeps = [Sweep(is_monitored=lambda user_id: True, on_abandoned=Settled()) for _ in range(2)]
     sweeps[0].once()  # claims
     # both look before either has written
-    found = [each._nowhere_on_the_way(each._postgres_now()) for each in sweeps]
+    before = sweeps[0]._postgres_now()
+    found = [each._nowhere_on_the_way(lambda: Sweep._left_open(before)) for each in sweeps]
     assert [len(turns) for turns in found] == [1, 1]
     for each, (open_turn,) in zip(sweeps, found, strict=True):
         each._abandon(*open_turn)
