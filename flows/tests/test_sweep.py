@@ -1,12 +1,16 @@
 """The sweep ends the turns of dead processes, and of no others, once."""
 
+import asyncio
 import json
+import threading
 import uuid
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
 import redis
+from django.db import connection
 from django.db.models.functions import Now
 
 from flows import heartbeat, keys, log, sweep
@@ -257,8 +261,16 @@ def test_it_does_not_judge_right_after_it_stood_still_itself(monkeypatch: pytest
     assert judged(3) is False
 
 
-async def test_a_process_that_was_declared_dead_ends_its_turns_and_begins_anew(tracker: FlowTracker) -> None:
-    pulse = heartbeat.Heartbeat(tracker)
+@pytest.fixture
+async def pulse(tracker: FlowTracker) -> AsyncIterator[heartbeat.Heartbeat]:
+    made = heartbeat.Heartbeat(tracker)
+    yield made
+    await made.lane.close()
+
+
+async def test_a_process_that_was_declared_dead_ends_its_turns_and_begins_anew(
+    tracker: FlowTracker, pulse: heartbeat.Heartbeat
+) -> None:
     await pulse.once()
     before = tracker.process_id
     turn = tracker.begin(user_id="bob@example.com", session_id="s")
@@ -278,8 +290,38 @@ async def test_a_process_that_was_declared_dead_ends_its_turns_and_begins_anew(t
     assert [str(row.process_id) for row in alive] == [tracker.process_id]
 
 
-async def test_a_process_that_was_late_but_not_declared_dead_goes_on(tracker: FlowTracker) -> None:
-    pulse = heartbeat.Heartbeat(tracker)
+async def test_a_busy_process_beats_all_the_same(tracker: FlowTracker, pulse: heartbeat.Heartbeat) -> None:
+    """All of its threads, and so all connections they may have, are taken by something that takes long."""
+    release = threading.Event()
+    busy = [asyncio.ensure_future(in_database(release.wait, 20)) for _ in range(50)]
+    try:
+        await asyncio.wait_for(pulse.once(), 10)
+    finally:
+        release.set()
+    await asyncio.gather(*busy)
+    assert await in_database(lambda: str(ServingProcess.objects.get().process_id)) == tracker.process_id
+
+
+async def test_a_beat_goes_on_after_its_connection_was_cut(tracker: FlowTracker, pulse: heartbeat.Heartbeat) -> None:
+    def cut() -> int:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            return cursor.fetchone()[0]
+
+    await pulse.once()
+    before = await in_database(lambda: ServingProcess.objects.get().seen_at)
+    assert await in_database(cut) >= 1
+    await pulse.once()
+    await pulse.once()
+    assert await in_database(lambda: ServingProcess.objects.get().seen_at) > before
+
+
+async def test_a_process_that_was_late_but_not_declared_dead_goes_on(
+    tracker: FlowTracker, pulse: heartbeat.Heartbeat
+) -> None:
     await pulse.once()
     before = tracker.process_id
     await pulse.once()
