@@ -328,6 +328,21 @@ async def test_a_process_that_was_late_but_not_declared_dead_goes_on(
     assert tracker.process_id == before
 
 
+def test_it_does_not_judge_right_after_the_clock_of_postgresql_was_set_forward(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All heartbeats are an hour old by then."""
+    made = Sweep(is_monitored=lambda user_id: False, on_abandoned=Settled())
+    made.once()
+    alive = process(silent_s=3600)
+    real = made._postgres_now()
+    monkeypatch.setattr(made, "_postgres_now", lambda: real + timedelta(hours=1))
+    made.once()
+    assert ServingProcess.objects.get(pk=alive).ended_at is None
+    made.once()  # no further step: what is silent now is dead
+    assert ServingProcess.objects.get(pk=alive).ended_at is not None
+
+
 def test_it_forgets_processes_that_ended_long_ago_and_left_nothing_open() -> None:
     gone, busy, living = process(ended=True), process(ended=True), process()
     running_turn(busy)
