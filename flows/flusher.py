@@ -4,6 +4,9 @@ Group commit: whatever waits goes in one round trip, so concurrent turns share i
 on its way the next one gathers. The connection is the flusher's own, so that no client's disconnect
 can cancel a write half-way.
 
+When Redis was restarted, failed over or flushed, what it acknowledged in the last seconds may be gone
+(`appendfsync everysec`, a replica that lagged behind): the turns of those seconds are appended once more.
+
 With Redis away (an error, or no answer within a second) the circuit opens: whole turns go straight
 to PostgreSQL through the same idempotent `store()`. When Redis answers again, what went around it
 is appended to the users' streams and the epoch changes, so that watchers take a fresh snapshot.
@@ -14,7 +17,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +42,10 @@ APPEND_TIMEOUT_S = 1.0
 PROBE_EVERY_S = 1.0
 STORE_TIMEOUT_S = 10.0
 RETRY_PAUSE_S = (0.1, 0.2, 0.5, 1.0, 2.0)
+AGAIN_WITHIN_S = 5.0
+"""How long a turn that ended is kept, should Redis lose what it acknowledged: an append-only file that is
+synced every second may be two behind."""
+
 KEPT_FOR_REDIS = 20_000
 """Checkpoints that went around Redis and are appended when it is back; beyond it the oldest are
 left out (watchers get them from PostgreSQL in their fresh snapshot)."""
@@ -76,6 +83,9 @@ class Flusher:
         self._run_id = b""
         self._next_probe = 0.0
         self._around: list[Checkpoint] = []
+        self._origin = b""
+        self._ended: deque[tuple[float, TurnTrack]] = deque()
+        """turns whose end Redis acknowledged lately, and when"""
         self._sleep: asyncio.Future[None] | None = None
         self._busy = False
         self._ending = False
@@ -184,12 +194,15 @@ class Flusher:
         """Whether it is durable now: in Redis, or in PostgreSQL while Redis is away."""
         if not self.redis_away:
             try:
-                await self._append(batch)
+                origin = await self._append(batch)
+                if origin != self._origin:
+                    await self._append_again(batch, origin)
             except REDIS_AWAY as problem:
                 await self._open_circuit(problem)
             else:
                 self.batches += 1
                 self._settle(batch)
+                self._remember_ends(batch)
                 return True
         return await self._store(batch)
 
@@ -228,7 +241,8 @@ class Flusher:
         await connection.send_command(*words, check_health=False)
         return await connection.read_response()
 
-    async def _append(self, batch: Sequence[Checkpoint], *, hand_off: bool = True) -> None:
+    async def _append(self, batch: Sequence[Checkpoint], *, way: log.Way = "live") -> bytes:
+        """Append, and return the log's origin. Raises what REDIS_AWAY names, or DeclaredDead."""
         async with asyncio.timeout(APPEND_TIMEOUT_S):
             if self._connection is None or not self._connection.is_connected:
                 await self._connect()
@@ -236,7 +250,7 @@ class Flusher:
                 batch,
                 self.tracker.is_monitored,
                 run_id=self._run_id,
-                hand_off=hand_off,
+                way=way,
                 writer=self.tracker.process_id,
             )
             try:
@@ -246,6 +260,26 @@ class Flusher:
                 answer = await self._call(words)
         if answer == log.FENCED:
             raise DeclaredDead
+        return bytes(answer)
+
+    def _remember_ends(self, batch: Sequence[Checkpoint]) -> None:
+        now = time.monotonic()
+        while self._ended and now - self._ended[0][0] > AGAIN_WITHIN_S:
+            self._ended.popleft()
+        self._ended.extend((now, checkpoint.turn) for checkpoint in batch if checkpoint.checkpoint == "flow_end")
+
+    async def _append_again(self, batch: Sequence[Checkpoint], origin: bytes) -> None:
+        """The log is not the one that acknowledged what went before this batch: append that once more, the
+        running turns and those that ended lately, each from its first checkpoint. Whoever has them already
+        (table, relay, pages) knows them by their ids."""
+        if self._origin:
+            just_now = set(batch)
+            turns = [*dict.fromkeys([turn for _, turn in self._ended] + list(self.tracker.running))]
+            rows = [row for turn in turns for row in turn.checkpoints[: turn.taken] if row not in just_now]
+            logger.warning("Redis was restarted or flushed: %d checkpoints are appended once more", len(rows))
+            for start in range(0, len(rows), BATCH_CHECKPOINTS):
+                await self._append(rows[start : start + BATCH_CHECKPOINTS], way="again")
+        self._origin = origin
 
     async def _open_circuit(self, problem: BaseException) -> None:
         await self._disconnect()
@@ -275,7 +309,7 @@ class Flusher:
         not to the hand-off log), then change the epoch."""
         around = self._around
         for start in range(0, len(around), BATCH_CHECKPOINTS):
-            await self._append(around[start : start + BATCH_CHECKPOINTS], hand_off=False)
+            await self._append(around[start : start + BATCH_CHECKPOINTS], way="around")
         async with asyncio.timeout(APPEND_TIMEOUT_S):
             if self._connection is None:
                 await self._connect()

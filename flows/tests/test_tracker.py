@@ -15,6 +15,7 @@ from flows import flusher as flusher_module
 from flows import heartbeat, keys, log
 from flows import tracker as tracker_module
 from flows.models import InteractionFlow, Turn
+from flows.persister import Persister
 from flows.redis import get_redis, sync_client
 from flows.tracker import FlowTracker, TurnTrack
 from omni2 import embedded
@@ -145,8 +146,11 @@ async def test_it_survives_a_flush_and_a_forgotten_script(tracker: FlowTracker) 
     assert await turn.acknowledged(5) == 2
     after = await log.position(BOB)
     assert after.epoch != before.epoch
-    assert await names() == ["block_check"]
+    assert await names() == ["block_check", "auth_check"], "what was acknowledged before is appended again"
     assert tracker.flusher.redis_away is False
+    turn.record("usage_check", root)
+    await turn.acknowledged(5)
+    assert await names() == ["block_check", "auth_check", "usage_check"], "once"
 
 
 class OwnValkey:
@@ -163,6 +167,11 @@ class OwnValkey:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+
+    @property
+    def file(self) -> Path:
+        """What it has written to disk, which grows."""
+        return next((self.folder / "data" / "appendonlydir").glob("*.incr.aof"))
 
     def send(self, number: int) -> None:
         os.kill(self.process.pid, number)
@@ -211,6 +220,38 @@ async def test_it_stores_whole_turns_while_redis_is_away(valkey: OwnValkey, how:
     assert set(await names()) == {"auth_check", "block_check"}
     turn.end("completed")
     assert await turn.acknowledged(5) == 3
+    await tracker.flusher.stop()
+
+
+async def test_it_appends_again_what_redis_acknowledged_and_lost(valkey: OwnValkey) -> None:
+    """A loss of power: the last seconds had not reached the disk. Turns that ran, and one that had just ended."""
+    tracker = FlowTracker()
+    first, _ = begin(tracker)
+    await first.acknowledged(5)
+    on_disk = valkey.file.stat().st_size
+    first.end("completed")
+    running, root = begin(tracker)
+    running.record("block_check", root)
+    await asyncio.gather(first.acknowledged(5), running.acknowledged(5))
+    valkey.kill()
+    os.truncate(valkey.file, on_disk)
+    valkey.restart()
+    assert await names() == ["auth_check"]
+
+    running.end("completed")
+    assert await running.acknowledged(10) == 3
+    await came_back(tracker)
+    fresh, _ = begin(tracker, "charlie@example.com")  # the first append to the log that came back
+    await fresh.acknowledged(5)
+    worker = Persister()
+    for _ in range(4):
+        await in_database(worker.step)
+    summaries = await in_database(lambda: list(Turn.objects.values_list("turn_id", "outcome", "checkpoints")))
+    assert {(str(turn_id), outcome, count) for turn_id, outcome, count in summaries} == {
+        (first.turn_id, "completed", 2),
+        (running.turn_id, "completed", 3),
+        (fresh.turn_id, None, 1),
+    }
     await tracker.flusher.stop()
 
 
