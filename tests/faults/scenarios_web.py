@@ -56,10 +56,13 @@ async def _kill_again_and_again(round_: Round, url: str, kills: list[tuple[str, 
 
 
 def _serves(round_: Round, url: str, since_s: float) -> bool:
-    """Whether several chats are being answered there now."""
-    return sum(told.url == url and told.tokens > 0 and not told.over_s for told in round_.told[-2000:]) >= min(
-        3, round_.chats // 4
-    )
+    """Whether several chats that began since are being answered there now."""
+    answering = [
+        told
+        for told in round_.told[-2000:]
+        if told.url == url and told.began_s >= since_s and told.tokens and not told.over_s
+    ]
+    return len(answering) >= min(3, round_.chats // 4)
 
 
 def _what_went_with_them(round_: Round, kills: list[tuple[str, float]]) -> dict[str, Any]:
