@@ -101,6 +101,13 @@ def given_up(omni2: Running) -> int:
     return int(omni2.sql("SELECT coalesce(sum(given_up), 0) FROM serving_processes")[0][0])
 
 
+def waiting_or_wrong(omni2: Running, told: Sequence[Told], users: Sequence[str]) -> list[str]:
+    """What is not right yet, or not at all: for tests that have no round of the rig."""
+    if count := waiting(omni2):
+        return [f"{count} entries wait in the log"]
+    return compare(omni2, told, users).problems
+
+
 def compare(
     omni2: Running,
     told: Sequence[Told],
