@@ -36,8 +36,11 @@ def main() -> int:
     # whoever is monitored is told to the product by way of its database; there is no Redis here to announce it on
     logging.getLogger("monitoring.control").setLevel(logging.ERROR)
     from tests.faults import (
+        scenarios_clock,  # noqa: F401
         scenarios_persister,  # noqa: F401
+        scenarios_poison,  # noqa: F401
         scenarios_postgres,  # noqa: F401
+        scenarios_power,  # noqa: F401
         scenarios_redis,  # noqa: F401
         scenarios_still,  # noqa: F401
         scenarios_web,  # noqa: F401

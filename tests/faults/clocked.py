@@ -1,4 +1,4 @@
-"""A web process or persister whose own clock steps: `python -m tests.clocked FILE WORDS…` runs
+"""A web process or persister whose own clock steps: `python -m tests.faults.clocked FILE WORDS…` runs
 `python WORDS…` with `time.time` and `time.time_ns` ahead by as many seconds as FILE says at the moment.
 
 The machine's clock is never touched. This is what an NTP correction or a resumed virtual machine does
