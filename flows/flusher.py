@@ -46,6 +46,8 @@ AGAIN_WITHIN_S = 5.0
 """How long a turn that ended is kept, should Redis lose what it acknowledged: an append-only file that is
 synced every second may be two behind."""
 
+LOOK_EVERY_S = 2.0
+
 KEPT_FOR_REDIS = 20_000
 """Checkpoints that went around Redis and are appended when it is back; beyond it the oldest are
 left out (watchers get them from PostgreSQL in their fresh snapshot)."""
@@ -83,7 +85,10 @@ class Flusher:
         self._run_id = b""
         self._next_probe = 0.0
         self._around: list[Checkpoint] = []
+        self._left_out: set[str] = set()
+        """users of whom more went around Redis than is kept: their streams begin anew, without a gap"""
         self._origin = b""
+        self._next_look = 0.0
         self._ended: deque[tuple[float, TurnTrack]] = deque()
         """turns whose end Redis acknowledged lately, and when"""
         self._sleep: asyncio.Future[None] | None = None
@@ -119,34 +124,41 @@ class Flusher:
         while not self._ending:
             if not self.tracker.queue:
                 await self._rest()
-            await self._probe()
-            batch = self._take()
-            if not batch:
-                continue
-            self._busy = True
+            batch: list[Checkpoint] = []
             try:
-                await self._deliver(batch)
+                await self._probe()
+                batch = self._take()
+                if batch:
+                    self._busy = True
+                    await self._deliver(batch)
+                else:
+                    await self._look_after_the_log()
             except Exception:  # the one door of this worker: nothing may end it
-                logger.exception("the flusher failed on a batch and tries it again")
+                logger.exception("the flusher failed and tries again")
                 self._put_back(batch)
                 await asyncio.sleep(RETRY_PAUSE_S[-1])
             finally:
                 self._busy = False
 
     async def _rest(self) -> None:
-        """Sleep until a checkpoint comes; while Redis is away, at most until the next probe."""
+        """Sleep until a checkpoint comes; while Redis is away, at most until the next probe, and while it
+        may still lose what it acknowledged, until the next look at it."""
         self._sleep = self.loop.create_future()
         self.tracker.sleeper = self
         try:
             if self.tracker.queue:  # recorded between the look and the sleep, by another thread
                 return
-            if self.redis_away and settings.REDIS_ENABLED:
-                await asyncio.wait((self._sleep,), timeout=PROBE_EVERY_S)
-            else:
-                await self._sleep
+            await asyncio.wait((self._sleep,), timeout=self._rests_for())
         finally:
             self.tracker.sleeper = None
             self._sleep = None
+
+    def _rests_for(self) -> float | None:
+        if not settings.REDIS_ENABLED:
+            return None
+        if self.redis_away:
+            return PROBE_EVERY_S
+        return LOOK_EVERY_S if self._ended or self.tracker.running else None
 
     # --- batches --------------------------------------------------------------------------------
 
@@ -262,20 +274,45 @@ class Flusher:
             raise DeclaredDead
         return bytes(answer)
 
-    def _remember_ends(self, batch: Sequence[Checkpoint]) -> None:
+    async def _look_after_the_log(self) -> None:
+        """With nothing to write, see every few seconds whether the log is still the one that acknowledged."""
         now = time.monotonic()
+        if self.redis_away or not self._origin or now < self._next_look:
+            return
+        self._next_look = now + LOOK_EVERY_S
+        try:
+            async with asyncio.timeout(APPEND_TIMEOUT_S):
+                if self._connection is None or not self._connection.is_connected:
+                    await self._connect()
+                words: list[bytes | str] = [b"EVAL", log.ORIGIN.source, b"1", keys.EPOCH, log.new_epoch_name()]
+                origin = bytes(await self._call(words))
+            if origin != self._origin:
+                await self._append_again((), origin)
+        except REDIS_AWAY as problem:
+            await self._open_circuit(problem)
+        except DeclaredDead:
+            self.tracker.begin_again()
+        else:
+            self._forget_ends(now)
+
+    def _forget_ends(self, now: float) -> None:
         while self._ended and now - self._ended[0][0] > AGAIN_WITHIN_S:
             self._ended.popleft()
+
+    def _remember_ends(self, batch: Sequence[Checkpoint]) -> None:
+        now = time.monotonic()
+        self._forget_ends(now)
         self._ended.extend((now, checkpoint.turn) for checkpoint in batch if checkpoint.checkpoint == "flow_end")
 
     async def _append_again(self, batch: Sequence[Checkpoint], origin: bytes) -> None:
-        """The log is not the one that acknowledged what went before this batch: append that once more, the
-        running turns and those that ended lately, each from its first checkpoint. Whoever has them already
-        (table, relay, pages) knows them by their ids."""
+        """The log is not the one that acknowledged what went before this batch: append once more the turns
+        that run, and those that ended lately, each from its first checkpoint on, this batch's too. Whoever has
+        them already (table, relay, pages) knows them by their ids, and whoever finds a turn's first
+        checkpoint in a stream finds all the others behind it."""
         if self._origin:
-            just_now = set(batch)
-            turns = [*dict.fromkeys([turn for _, turn in self._ended] + list(self.tracker.running))]
-            rows = [row for turn in turns for row in turn.checkpoints[: turn.taken] if row not in just_now]
+            ended = (turn for _, turn in self._ended)
+            turns = dict.fromkeys([*ended, *self.tracker.running, *(checkpoint.turn for checkpoint in batch)])
+            rows = [row for turn in turns for row in turn.checkpoints[: turn.taken]]
             logger.warning("Redis was restarted or flushed: %d checkpoints are appended once more", len(rows))
             for start in range(0, len(rows), BATCH_CHECKPOINTS):
                 await self._append(rows[start : start + BATCH_CHECKPOINTS], way="again")
@@ -308,6 +345,11 @@ class Flusher:
         """Append what went around the log to the users' streams (it is in PostgreSQL already, so
         not to the hand-off log), then change the epoch."""
         around = self._around
+        if self._left_out:
+            async with asyncio.timeout(APPEND_TIMEOUT_S):
+                if self._connection is None:
+                    await self._connect()
+                await self._call([b"DEL", *map(keys.user_stream, self._left_out)])
         for start in range(0, len(around), BATCH_CHECKPOINTS):
             await self._append(around[start : start + BATCH_CHECKPOINTS], way="around")
         async with asyncio.timeout(APPEND_TIMEOUT_S):
@@ -315,6 +357,7 @@ class Flusher:
                 await self._connect()
             await self._call([b"EVAL", log.NEW_EPOCH.source, b"1", keys.EPOCH, log.new_epoch_name()])
         self._around = []
+        self._left_out = set()
 
     # --- PostgreSQL, while Redis is away ------------------------------------------------------------
 
@@ -338,8 +381,13 @@ class Flusher:
             turn.in_postgres = turn.taken
         self._settle(batch)
         if settings.REDIS_ENABLED:
-            self._around = [*self._around, *rows][-KEPT_FOR_REDIS:]
+            self._keep_for_redis(rows)
         return True
+
+    def _keep_for_redis(self, rows: Sequence[Checkpoint]) -> None:
+        self._around += rows
+        left_out, self._around = self._around[:-KEPT_FOR_REDIS], self._around[-KEPT_FOR_REDIS:]
+        self._left_out.update(row.user_id for row in left_out)
 
     async def _store_one_by_one(self, batch: list[Checkpoint], turns: Sequence["TurnTrack"]) -> bool:
         """One turn that cannot be stored must not hold the others up, nor one checkpoint the rest of its turn."""

@@ -77,6 +77,15 @@ return origin
 """
 )
 
+# KEYS: epoch. ARGV: candidate. The log's origin; a new one when Redis was restarted or flushed since.
+_ORIGIN = (
+    _ENSURE_EPOCH
+    + """
+local _, origin = ensure_epoch(KEYS[1], run_id(), ARGV[1])
+return origin
+"""
+)
+
 # KEYS: epoch. ARGV: candidate. A new epoch, whatever the old one was: checkpoints went around the log.
 _NEW_EPOCH = (
     _ENSURE_EPOCH
@@ -121,6 +130,7 @@ class Script:
 
 APPEND = Script(_APPEND)
 NEW_EPOCH = Script(_NEW_EPOCH)
+ORIGIN = Script(_ORIGIN)
 POSITION = Script(_POSITION)
 
 

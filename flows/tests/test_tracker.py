@@ -16,6 +16,7 @@ from flows import heartbeat, keys, log
 from flows import tracker as tracker_module
 from flows.models import InteractionFlow, Turn
 from flows.persister import Persister
+from flows.preroll import preroll
 from flows.redis import get_redis, sync_client
 from flows.tracker import FlowTracker, TurnTrack
 from omni2 import embedded
@@ -146,11 +147,11 @@ async def test_it_survives_a_flush_and_a_forgotten_script(tracker: FlowTracker) 
     assert await turn.acknowledged(5) == 2
     after = await log.position(BOB)
     assert after.epoch != before.epoch
-    assert await names() == ["block_check", "auth_check"], "what was acknowledged before is appended again"
+    assert await names() == ["block_check", "auth_check", "block_check"], "the turn is appended again, from its first"
     assert tracker.flusher.redis_away is False
     turn.record("usage_check", root)
     await turn.acknowledged(5)
-    assert await names() == ["block_check", "auth_check", "usage_check"], "once"
+    assert await names() == ["block_check", "auth_check", "block_check", "usage_check"], "once"
 
 
 class OwnValkey:
@@ -223,8 +224,10 @@ async def test_it_stores_whole_turns_while_redis_is_away(valkey: OwnValkey, how:
     await tracker.flusher.stop()
 
 
-async def test_it_appends_again_what_redis_acknowledged_and_lost(valkey: OwnValkey) -> None:
-    """A loss of power: the last seconds had not reached the disk. Turns that ran, and one that had just ended."""
+@pytest.mark.parametrize("goes_on", [True, False], ids=["goes on", "is silent"])
+async def test_it_appends_again_what_redis_acknowledged_and_lost(valkey: OwnValkey, goes_on: bool) -> None:
+    """A loss of power: the last seconds had not reached the disk. Turns that ran, and one that had just ended;
+    also when nothing more is to be written."""
     tracker = FlowTracker()
     first, _ = begin(tracker)
     await first.acknowledged(5)
@@ -238,20 +241,47 @@ async def test_it_appends_again_what_redis_acknowledged_and_lost(valkey: OwnValk
     valkey.restart()
     assert await names() == ["auth_check"]
 
-    running.end("completed")
-    assert await running.acknowledged(10) == 3
-    await came_back(tracker)
-    fresh, _ = begin(tracker, "charlie@example.com")  # the first append to the log that came back
-    await fresh.acknowledged(5)
+    if goes_on:
+        running.end("completed")
+        assert await running.acknowledged(10) == 3
+
+    async def again() -> bool:
+        return {first.turn_id, running.turn_id} <= {
+            json.loads(entry.document)["turn_id"] for entry in await log.read_recent(BOB, count=100)
+        }
+
+    await until(again)
     worker = Persister()
     for _ in range(4):
         await in_database(worker.step)
     summaries = await in_database(lambda: list(Turn.objects.values_list("turn_id", "outcome", "checkpoints")))
     assert {(str(turn_id), outcome, count) for turn_id, outcome, count in summaries} == {
         (first.turn_id, "completed", 2),
-        (running.turn_id, "completed", 3),
-        (fresh.turn_id, None, 1),
+        (running.turn_id, "completed", 3) if goes_on else (running.turn_id, None, 2),
     }
+    await tracker.flusher.stop()
+
+
+async def test_a_stream_has_no_gap_where_more_went_around_redis_than_is_kept(
+    valkey: OwnValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pre-roll that finds a turn's first checkpoint in the stream relies on finding the others there."""
+    monkeypatch.setattr(flusher_module, "KEPT_FOR_REDIS", 3)
+    tracker = FlowTracker()
+    turn, root = begin(tracker)
+    await turn.acknowledged(5)
+    valkey.kill()
+    for _ in range(5):
+        turn.record("step", root)
+        await turn.acknowledged(10)
+    valkey.restart()
+    await came_back(tracker)
+    turn.end("completed")
+    await turn.acknowledged(5)
+    documents = [json.loads(entry.document) for entry in await log.read_recent(BOB, count=100)]
+    assert [each["checkpoint"] for each in documents][:3] == ["step"] * 3
+    shown = [json.loads(document)["flow_id"] for document in (await preroll(BOB)).documents]
+    assert shown == [checkpoint.flow_id for checkpoint in turn.checkpoints]
     await tracker.flusher.stop()
 
 
