@@ -41,8 +41,9 @@ async def _each(rig: Rig, seconds: float, part: str) -> Outcome:
             await _still(round_, process, seconds)
             # what stood still is told what it missed
             await round_.pause(8 if rig.plan.long else 2)
-    outcome = await round_.reckon(processes_died=beyond and part == "web")
-    errors = (STOPPING,) if beyond and part == "web" else ()
+    taken_for_dead = beyond and part == "web"
+    outcome = await round_.reckon(processes_died=taken_for_dead, may_give_up=taken_for_dead)
+    errors = (STOPPING,) if taken_for_dead else ()
     # a turn begins with a visit to the database, which waits 15 s at most
     refusals = (UNAVAILABLE,) if part == "PostgreSQL" and seconds > 4 else ()
     outcome.sum.problems += [*strange(round_.told, errors=errors, refusals=refusals), *refused_properly(round_)]
