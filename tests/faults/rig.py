@@ -275,7 +275,7 @@ class Round:
             await watcher.stop()
         if not allowed.get("may_give_up"):
             found.problems += await asyncio.to_thread(self._not_well)
-        self.figures |= found.figures | self._first_tokens()
+        self.figures |= found.figures | self.first_tokens()
         self.figures["cut"] = sum(told.cut for told in self.told)
         self.figures["unreached"] = sum(not told.sent for told in self.told)
         self.figures["refused"] = sum(told.refused for told in self.load.told)
@@ -323,8 +323,13 @@ class Round:
                 problems.append(f"{process.name} gave up {count} checkpoints")
         return problems
 
-    def _first_tokens(self) -> dict[str, float]:
-        times = [told.first_token_s for told in self.load.told if told.first_token_s is not None and not told.results]
+    def first_tokens(self, since_s: float = 0.0, until_s: float = math.inf) -> dict[str, float]:
+        """How long the first token took, of chats without a tool that began then (by time.monotonic())."""
+        times = [
+            told.first_token_s
+            for told in self.load.told
+            if told.first_token_s is not None and not told.results and since_s <= told.began_s < until_s
+        ]
         return {f"first_token_p{share}_ms": percentile_ms(times, share) for share in (50, 95)}
 
 
