@@ -45,9 +45,9 @@ class Plan:
     chats: int = 10
     watchers: int = 3
     times: int = 2
-    rate: float = 8.0
+    rate: float = 10.0
     """turns a second to aim at"""
-    words: int = 10
+    words: int = 6
     seed: int = 1
     long: bool = False
     """whether there is time for what takes a minute"""

@@ -134,7 +134,7 @@ def _ratio(ours: float, theirs: float) -> float:
 
 async def _away(rig: Rig, hurt: Callable[[], Awaitable[None]], heal: Callable[[], Awaitable[None]]) -> Outcome:
     """Something is wrong with Redis for a while: chats go on, and their checkpoints appear in PostgreSQL meanwhile."""
-    away_s = 60 if rig.plan.long else 4
+    away_s = 60 if rig.plan.long else 2
     figures: dict[str, Any] = {}
     async with rig.round() as round_:
         for _ in range(1 if rig.plan.long else rig.plan.times):
