@@ -90,7 +90,7 @@ async def postgres_stopped(rig: Rig) -> Outcome:
     async def start() -> None:
         await asyncio.to_thread(harm.start_postgres, rig.omni2)
 
-    return await _away(rig, end, start, away_s=60 if rig.plan.long else 4)
+    return await _away(rig, end, start, away_s=60 if rig.plan.long else 2)
 
 
 @scenario("postgres-hangs", PROMISE.format("hanging (SIGSTOP of all its processes) for 25 s"))
@@ -104,7 +104,7 @@ async def postgres_hangs(rig: Rig) -> Outcome:
         await asyncio.to_thread(harm.thaw, postgres(rig.omni2))
         await asyncio.to_thread(harm.wait_for_postgres, rig.omni2)
 
-    return await _away(rig, freeze, thaw, away_s=25 if rig.plan.long else 4)
+    return await _away(rig, freeze, thaw, away_s=25 if rig.plan.long else 2)
 
 
 @scenario("postgres-table-locked", "the table of checkpoints locked for 30 s: no chat notices, the log keeps all of it")
@@ -115,7 +115,7 @@ async def postgres_table_locked(rig: Rig) -> Outcome:
         figures["arrival_rows_a_s"] = await arrival(round_)
         round_.note("the table is locked")
         with harm.locked_table(rig.omni2):
-            await round_.pause(30 if rig.plan.long else 4)
+            await round_.pause(30 if rig.plan.long else 2)
         figures |= await catch_up(round_)
     outcome = await round_.reckon()
     outcome.sum.problems += strange(round_.told)
@@ -176,7 +176,7 @@ async def postgres_disk_full(rig: Rig) -> Outcome:
         stuck = "SELECT count(*) FROM interaction_flows"
         await round_.until_sure(lambda: arithmetic.waiting(rig.omni2) > 100, "the log keeps what cannot be stored")
         before = (await asyncio.to_thread(rig.omni2.sql, stuck))[0][0]
-        await round_.pause(30 if rig.plan.long else 3)
+        await round_.pause(30 if rig.plan.long else 1)
         figures["stored_meanwhile"] = (await asyncio.to_thread(rig.omni2.sql, stuck))[0][0] - before
         round_.note("there is room again", injection=False)
         await asyncio.to_thread(harm.unlimit_files, postgres(rig.omni2))
