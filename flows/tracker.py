@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flows.checkpoints import Checkpoint, Envelope
+from flows.counts import HourCount, HourCounts, Report
 from flows.deadlines import Deadlines
 from flows.flusher import Flusher
 
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 QUEUE_LIMIT = 100_000
 """Checkpoints waiting in one process. Beyond it new ones are given up, counted and said; only the ends of
 turns are still taken, so that none stays open for ever: as many as there are running turns."""
+
+QUEUE_IS_FULL = "the queue is full"
 
 # The start of a step, and the name of what ends it.
 STEP_ENDS = {"llm_thinking": "llm_complete", "tool_call": "tool_result"}
@@ -34,9 +37,11 @@ class TurnTrack(Envelope):
         "_waiters",
         "cancel",
         "checkpoints",
+        "count",
         "ended",
         "given_up",
         "in_postgres",
+        "lost",
         "settled",
         "taken",
         "tracker",
@@ -55,6 +60,10 @@ class TurnTrack(Envelope):
         self.settled = 0
         """how many are acknowledged by Redis, or by PostgreSQL while Redis is away"""
         self.given_up = 0
+        self.lost = 0
+        """how many of `checkpoints` were given up after all"""
+        self.count: HourCount = tracker.uncounted
+        """where the ledger counts it"""
         self.ended = False
         self.cancel: Callable[[], None] | None = None
         """put here by whoever serves the turn: ends his work on it"""
@@ -64,7 +73,7 @@ class TurnTrack(Envelope):
     @property
     def recorded(self) -> int:
         """How many checkpoints the turn made, those that had to be given up included."""
-        return len(self.checkpoints) + self.given_up
+        return len(self.checkpoints) + self.given_up - self.lost
 
     @property
     def durable(self) -> int:
@@ -80,11 +89,13 @@ class TurnTrack(Envelope):
         made = Checkpoint(self, checkpoint, parent, metadata)
         if not self.turn_id:
             self.turn_id = made.flow_id
+            self.count = self.tracker.counts.of(self.tracker.process_id, self.turn_id)
         elif parent is None and not self.checkpoints:
             made.take_id(self.turn_id)
         if self.ended:
             made.dropped = True
             self.tracker.late += 1
+            self.count.late += 1
             return made
         if checkpoint in STEP_ENDS:
             self._open[made] = None
@@ -104,7 +115,8 @@ class TurnTrack(Envelope):
     def _refuse(self, made: Checkpoint) -> None:
         made.dropped = True
         self.given_up += 1
-        self.tracker.give_up(1, "the queue is full", self.turn_id)
+        self.count.give_up(1, QUEUE_IS_FULL)
+        self.tracker.give_up(1, QUEUE_IS_FULL, self.turn_id)
 
     def end(self, outcome: str, /, **metadata: Any) -> Checkpoint | None:
         """Close what is still open as `cancelled`, then write the turn's one flow_end. Later calls
@@ -134,8 +146,17 @@ class TurnTrack(Envelope):
             self.cancel()
 
     def _forget(self) -> None:
+        if not self.ended and self.recorded:
+            self.count.ended += 1
+            self.count.made += self.recorded
+            self.count.turns_given_up += self._is_given_up
         self.ended = True
         self.tracker.running.pop(self, None)
+
+    @property
+    def _is_given_up(self) -> bool:
+        """Whether nothing of it can ever be stored."""
+        return self.given_up >= self.recorded
 
     @staticmethod
     def _since(start: Checkpoint) -> float:
@@ -147,6 +168,7 @@ class TurnTrack(Envelope):
     def settle(self, count: int) -> None:
         """`count` more checkpoints are acknowledged, or given up after all."""
         self.settled += count
+        self.count.durable += count
         if self._waiters:
             self._wake_waiters()
 
@@ -164,14 +186,19 @@ class TurnTrack(Envelope):
 
     def lose(self, count: int, reason: str) -> None:
         """`count` checkpoints of this turn are given up: they can be kept nowhere."""
+        was_given_up = self._is_given_up
         self.given_up += count
+        self.lost += count
+        self.count.give_up(count, reason)
+        if self.ended and self._is_given_up and not was_given_up:
+            self.count.turns_given_up += 1
         self.tracker.give_up(count, reason, self.turn_id)
         self._wake_waiters()
 
     async def acknowledged(self, timeout_s: float = 0.25) -> int:
         """Wait until all that was recorded so far is durable, at most `timeout_s`; returns how many
         checkpoints are durable then. Never raises but for the caller's own cancellation."""
-        target = len(self.checkpoints) + self.given_up
+        target = self.recorded
         if self.settled + self.given_up < target:
             deadlines = self.tracker.deadlines_here()
             future: asyncio.Future[None] = deadlines.loop.create_future()
@@ -199,6 +226,9 @@ class FlowTracker:
         """asked by the flusher for each user of a batch, in memory; wiring puts the watch list here"""
         self.given_up = 0
         self.late = 0
+        self.counts = HourCounts()
+        self.uncounted = HourCount("", 0)
+        """of turns that are none of this process's: reported to nobody"""
         self._deadlines: Deadlines | None = None
 
     def deadlines_here(self) -> Deadlines:
@@ -219,9 +249,15 @@ class FlowTracker:
         if self.flusher is None or self.flusher.loop is not loop:
             self.flusher = Flusher(self, loop)
         track = TurnTrack(self, user_id, session_id)
-        track.turn_id = turn_id
+        if turn_id:
+            track.turn_id = turn_id
+            track.count = self.counts.of(self.process_id, turn_id)
         self.running[track] = None
         return track
+
+    def report(self) -> Report:
+        """What this process made of its turns so far: its word in the ledger, said with each heartbeat."""
+        return self.counts.report(self.running)
 
     def wake(self) -> None:
         """Let the flusher look at the queue."""

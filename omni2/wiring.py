@@ -16,6 +16,7 @@ from django.conf import settings
 from django.core.management import call_command
 from django.db import Error
 
+from chat.slots import free_left_behind
 from chat.usage import settle_abandoned
 from flows import heartbeat, keeping
 from flows.persister import Loop, Persister
@@ -36,6 +37,7 @@ LAST_WORDS_S = 2.0
 FLUSH_S = 5.0
 REFRESH_EVERY_S = 0.5
 TIDY_EVERY_S = 3600.0
+FREE_EVERY_S = 30.0
 KEEP_EVERY_S = 5.0
 """How often the figures of a few past hours are kept: a month of them within a quarter of an hour. Few at a
 time, since the rows that came meanwhile wait for it."""
@@ -122,7 +124,7 @@ async def drain() -> None:
     if tracker.flusher is not None and not await tracker.flusher.drain(FLUSH_S):
         logger.error("ended with %d checkpoints not written", len(tracker.queue))
     try:
-        await in_database(heartbeat.end, tracker.process_id)
+        await in_database(heartbeat.end, tracker.process_id, tracker.report())
     except (Error, OSError):
         logger.warning("the end of this process could not be written: the sweep will see it")
 
@@ -156,14 +158,15 @@ def persister() -> Loop:
     sweep = Sweep(is_monitored=watchlist.is_monitored, on_abandoned=settle_abandoned)
     worker.beside(_every(REFRESH_EVERY_S, watchlist.refresh_sync))
     worker.beside(sweep)
+    worker.beside(_every(FREE_EVERY_S, free_left_behind))
     worker.beside(_every(KEEP_EVERY_S, keeping.keep))
     worker.beside(_every(TIDY_EVERY_S, tidy))
     return worker
 
 
 def tidy() -> None:
-    """Remove what has no use any more: sessions that ran out, processes that ended a week ago and left
-    no turn open, and the figures of single hours long ago."""
+    """Remove what has no use any more: sessions that ran out, what processes counted 90 days ago, those that
+    ended a week ago and left nothing behind, and the figures of single hours long ago."""
     call_command("clearsessions")
     heartbeat.forget_ended()
     keeping.forget_old_hours()
