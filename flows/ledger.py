@@ -50,7 +50,7 @@ WITH told AS MATERIALIZED (
     SELECT * FROM unnest(%(processes)s::uuid[], %(as_of)s::timestamptz[]) AS t(process_id, as_of)
 ), way AS MATERIALIZED (
     SELECT * FROM unnest(%(flow_ids)s::uuid[], %(turn_ids)s::uuid[], %(made_at)s::timestamptz[], %(by)s::uuid[],
-        %(aside)s::boolean[]) AS w(flow_id, turn_id, created_at, process_id, aside)
+        %(aside)s::boolean[], %(swept)s::boolean[]) AS w(flow_id, turn_id, created_at, process_id, aside, swept)
     WHERE w.turn_id >= %(first)s::uuid AND w.turn_id < %(last)s::uuid
       AND NOT EXISTS (SELECT FROM interaction_flows f WHERE f.flow_id = w.flow_id)
 ), counted AS (
@@ -92,7 +92,7 @@ WITH told AS MATERIALIZED (
         WHEN ends > 1 THEN 'two_ends'
         WHEN summary <> rows THEN 'summary_differs'
         WHEN outcome IS NOT NULL AND ends = 0 THEN 'no_end'
-        WHEN turn_id = ANY(%(busy)s::uuid[]) THEN NULL
+        WHEN turn_id IN (SELECT turn_id FROM way) THEN NULL
         WHEN process_id IS NOT NULL AND said IS NOT NULL AND said - given_up <> rows THEN 'end_differs'
         WHEN outcome IS NULL AND process_ended_at < clock_timestamp() - make_interval(secs => %(swept_s)s)
             THEN 'left_open'
@@ -115,8 +115,9 @@ WITH told AS MATERIALIZED (
 ), way_turns AS (
     SELECT coalesce(t.process_id, root.process_id) AS process_id, w.turn_id, t.turn_id IS NULL AS is_new,
         ('x' || left(w.turn_id::text, 8) || substr(w.turn_id::text, 10, 4))::bit(48)::bigint / %(hour_ms)s AS hour,
-        count(*) FILTER (WHERE NOT aside) AS waiting, count(*) FILTER (WHERE aside) AS aside,
-        count(*) FILTER (WHERE told.as_of IS NULL OR w.created_at >= told.as_of) AS after,
+        count(*) FILTER (WHERE NOT aside AND NOT swept) AS waiting,
+        count(*) FILTER (WHERE aside AND NOT swept) AS aside,
+        count(*) FILTER (WHERE NOT swept AND (told.as_of IS NULL OR w.created_at >= told.as_of)) AS after,
         bool_and(told.as_of IS NULL OR w.created_at >= told.as_of) AS is_after
     FROM way w LEFT JOIN turns t ON t.turn_id = w.turn_id
     LEFT JOIN LATERAL (SELECT process_id FROM way r WHERE r.flow_id = w.turn_id) AS root ON true
@@ -264,5 +265,5 @@ def _asked(facts: Facts) -> dict[str, Any]:
         "made_at": [one.created_at for one in way],
         "by": [one.process_id for one in way],
         "aside": [one.set_aside for one in way],
-        "busy": facts.road.turn_ids,
+        "swept": [one.swept for one in way],
     }

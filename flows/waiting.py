@@ -35,6 +35,8 @@ class Waiting:
     process_id: UUID | None
     """only of the first checkpoint of a turn, which names it"""
     set_aside: bool
+    swept: bool
+    """whether it is the sweep's end of a turn, which no web process made"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +97,13 @@ def read_road() -> Road:
         pipeline = client.pipeline(transaction=False)
         pipeline.time()
         pipeline.hget(keys.PERSISTER, "at")
-        pipeline.xlen(keys.DEAD_LETTERS)
-        pipeline.xrevrange(keys.DEAD_LETTERS, count=READ_LETTERS)
         for name in keys.LOG_SHARDS:
             pipeline.xlen(name)
             pipeline.xrange(name, count=READ_ENTRIES)
-        now, at, dead, letters, *shards = pipeline.execute()
+        # after the log: what the persister sets aside leaves that last
+        pipeline.xlen(keys.DEAD_LETTERS)
+        pipeline.xrevrange(keys.DEAD_LETTERS, count=READ_LETTERS)
+        now, at, *shards, dead, letters = pipeline.execute()
     except (RedisError, OSError):
         return Road(answers=False, complete=False)
     finally:
@@ -125,9 +128,6 @@ def _parsed(entries: Iterable[Any], *, set_aside: bool) -> Iterator[Waiting]:
         document = _document(fields)
         metadata = document.get("metadata")
         known = metadata if isinstance(metadata, dict) else {}
-        # the sweep's own end of a turn was made by no web process
-        if known.get("outcome") == "abandoned":
-            continue
         process = known.get("process") if document.get("checkpoint") == "auth_check" else None
         try:
             yield Waiting(
@@ -136,6 +136,7 @@ def _parsed(entries: Iterable[Any], *, set_aside: bool) -> Iterator[Waiting]:
                 created_at=datetime.fromisoformat(document["created_at"]),
                 process_id=UUID(process) if process else None,
                 set_aside=set_aside,
+                swept=known.get("outcome") == "abandoned",
             )
         except (KeyError, ValueError, TypeError, AttributeError):
             # not a checkpoint of a web process, whatever somebody put there: it can never be a row either
