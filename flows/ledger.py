@@ -65,17 +65,19 @@ WITH told AS MATERIALIZED (
     FROM interaction_flows
     WHERE checkpoint = 'flow_end' AND turn_id >= %(first)s::uuid AND turn_id < %(last)s::uuid GROUP BY turn_id
 ), whole AS (
-    SELECT coalesce(t.turn_id, c.turn_id) AS turn_id, coalesce(t.process_id, root.process_id) AS process_id,
-        t.turn_id IS NOT NULL AS summed_up, t.outcome, t.ended_at,
-        coalesce(t.started_at, root.created_at) AS started_at, t.checkpoints AS summary,
+    -- asked for one by one: a join would read the whole table for the hardly ever one row without a summary
+    SELECT coalesce(t.turn_id, c.turn_id) AS turn_id,
+        CASE WHEN t.turn_id IS NOT NULL THEN t.process_id ELSE (
+            SELECT CASE WHEN f.metadata ->> 'process' ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+                THEN (f.metadata ->> 'process')::uuid END
+            FROM interaction_flows f WHERE f.flow_id = c.turn_id) END AS process_id,
+        CASE WHEN t.turn_id IS NOT NULL THEN t.started_at ELSE (
+            SELECT f.created_at FROM interaction_flows f WHERE f.flow_id = c.turn_id) END AS started_at,
+        t.turn_id IS NOT NULL AS summed_up, t.outcome, t.ended_at, t.checkpoints AS summary,
         coalesce(c.rows, 0) AS rows, coalesce(e.ends, 0) AS ends, e.said, e.given_up
     FROM (SELECT * FROM turns WHERE turn_id >= %(first)s::uuid AND turn_id < %(last)s::uuid) AS t
     FULL JOIN counted c ON c.turn_id = t.turn_id
     LEFT JOIN ends e ON e.turn_id = coalesce(t.turn_id, c.turn_id)
-    LEFT JOIN LATERAL (
-        SELECT f.created_at, CASE WHEN f.metadata ->> 'process' ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
-            THEN (f.metadata ->> 'process')::uuid END AS process_id
-        FROM interaction_flows f WHERE t.turn_id IS NULL AND f.flow_id = c.turn_id) AS root ON true
 ), seen AS (
     SELECT w.*, told.as_of, p.process_id IS NOT NULL AS is_known, p.ended_at AS process_ended_at,
         ('x' || left(w.turn_id::text, 8) || substr(w.turn_id::text, 10, 4))::bit(48)::bigint / %(hour_ms)s AS hour,
@@ -211,8 +213,8 @@ def hour_start(number: int) -> datetime:
 
 
 def floor_id(at: datetime) -> UUID:
-    """Not above any UUIDv7 of this moment or later, and above all earlier ones."""
-    return UUID(int=(int(at.timestamp()) * 1000) << 80)
+    """Not above any UUIDv7 of this moment (a whole second) or later, and above all earlier ones."""
+    return UUID(int=max(0, int(at.timestamp()) * 1000) << 80)
 
 
 def read(since: datetime, until: datetime) -> Facts:
