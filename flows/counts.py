@@ -134,14 +134,22 @@ class HourCounts:
 
     def __init__(self) -> None:
         self._hours: dict[tuple[str, int], HourCount] = {}
+        self._last = ("", "", HourCount("", 0))
 
     def of(self, process_id: str, turn_id: str) -> HourCount:
-        """Where this turn is counted."""
+        """Where this turn is counted: a tenth of a microsecond, since nearly all turns are of the same minute as
+        the one before."""
+        minute, process, found = self._last
+        # the first eight digits of an id count 65.5 seconds
+        if turn_id[:8] == minute and process_id == process:
+            return found
         key = (process_id, hour_of(turn_id))
-        found = self._hours.get(key)
-        if found is None:
-            found = self._hours[key] = HourCount(*key)
-        return found
+        known = self._hours.get(key)
+        if known is None:
+            known = self._hours[key] = HourCount(*key)
+        if hour_of(turn_id[:8] + "-0000-7") == key[1] == hour_of(turn_id[:8] + "-ffff-7"):
+            self._last = (turn_id[:8], process_id, known)
+        return known
 
     def report(self, running: "Iterable[TurnTrack]") -> Report:
         """What changed since the last report that was heard. Some microseconds a running turn."""
@@ -156,4 +164,5 @@ class HourCounts:
                 report.entries.append((count, now))
             elif count.hour < oldest and not now.held and count not in by_hour:
                 del self._hours[key]
+                self._last = ("", "", count)
         return report

@@ -146,17 +146,15 @@ class TurnTrack(Envelope):
             self.cancel()
 
     def _forget(self) -> None:
-        if not self.ended and self.recorded:
-            self.count.ended += 1
-            self.count.made += self.recorded
-            self.count.turns_given_up += self._is_given_up
+        recorded = self.recorded
+        if not self.ended and recorded:
+            count = self.count
+            count.ended += 1
+            count.made += recorded
+            if self.given_up >= recorded:
+                count.turns_given_up += 1
         self.ended = True
         self.tracker.running.pop(self, None)
-
-    @property
-    def _is_given_up(self) -> bool:
-        """Whether nothing of it can ever be stored."""
-        return self.given_up >= self.recorded
 
     @staticmethod
     def _since(start: Checkpoint) -> float:
@@ -186,11 +184,12 @@ class TurnTrack(Envelope):
 
     def lose(self, count: int, reason: str) -> None:
         """`count` checkpoints of this turn are given up: they can be kept nowhere."""
-        was_given_up = self._is_given_up
+        was_given_up = self.given_up >= self.recorded
         self.given_up += count
         self.lost += count
         self.count.give_up(count, reason)
-        if self.ended and self._is_given_up and not was_given_up:
+        if self.ended and self.given_up >= self.recorded and not was_given_up:
+            # nothing of it can ever be stored
             self.count.turns_given_up += 1
         self.tracker.give_up(count, reason, self.turn_id)
         self._wake_waiters()

@@ -11,7 +11,7 @@ from flows import heartbeat, sweep
 from flows import tracker as tracker_module
 from flows import waiting as waiting_module
 from flows.checkpoints import next_moment_us, uuid7
-from flows.counts import hour_of
+from flows.counts import HourCounts, hour_of
 from flows.judging import DIED_WITH_IT, SWEEP_WAS_FIRST
 from flows.models import InteractionFlow, LedgerEntry, ServingProcess, Turn
 from flows.redis import get_redis, sync_client
@@ -397,3 +397,13 @@ def test_it_forgets_what_was_counted_long_ago_and_then_the_process() -> None:
     assert heartbeat.forget_ended() == 1
     assert [row.process_id for row in ServingProcess.objects.all()] == [young]
     assert [row.process_id for row in LedgerEntry.objects.all()] == [young]
+
+
+def test_it_finds_the_hour_of_each_turn_also_around_its_border() -> None:
+    counts = HourCounts()
+    border_us = hour_of(uuid7(next_moment_us())) * 3_600_000_000
+    for offset_s in (-90, -60, -30, -0.001, 0, 0.001, 30, 60, 90, -0.001, 3599.999, 3600):
+        for process in ("a", "b"):
+            moment_us = border_us + int(offset_s * 1e6)
+            found = counts.of(process, uuid7(moment_us))
+            assert (found.process_id, found.hour) == (process, moment_us // 3_600_000_000)
