@@ -90,6 +90,7 @@ class Shown:
             "icon": icon,
             "verdict": words.verdict(account),
             "sums": words.sums(account.total, f"in the last {RANGES[self.chosen]}"),
+            "checkpoint_sums": words.checkpoints(account.total),
             "cautions": list(words.cautions(account)),
             "problems": [self.problem(one) for one in account.problems],
             "facts": list(facts(account.road)),

@@ -80,6 +80,16 @@ def sums(of: Sums, when: str) -> str:
     return f"{counted(of.started, 'turn', 'turns')} started {when}: {', '.join(parts)}"
 
 
+def checkpoints(of: Sums) -> str:
+    """`10,311 checkpoints made: 10,309 stored, 2 on the way, 0 given up`."""
+    parts = [f"{of.rows:,} stored", f"{of.on_the_way:,} on the way", f"{of.given_up:,} given up"]
+    if of.set_aside:
+        parts.append(f"{of.set_aside:,} set aside")
+    if of.missing:
+        parts.append(f"{of.missing:,} missing")
+    return f"{counted(of.made, 'checkpoint', 'checkpoints')} made: {', '.join(parts)}"
+
+
 def verdict(account: Account) -> str:
     """Whether it adds up, in a word or two."""
     if account.problems:

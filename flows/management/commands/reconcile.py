@@ -120,6 +120,7 @@ def report(account: Account) -> Iterator[str]:
         yield f"{words.counted(count, 'checkpoint', 'checkpoints')} given up: {reason}."
     yield from words.cautions(account)
     yield f"{words.verdict(account)}: {words.sums(account.total, 'in this time')}."
+    yield f"{words.checkpoints(account.total)}."
 
 
 def _numbers(of: Sums) -> list[str]:
