@@ -1,7 +1,7 @@
 """What the ledger asks of the usage: who was let in, and whose slot is taken though nobody uses it any more.
 
 A turn's row in `turn_usage` is committed before the turn begins, by a statement that knows nothing of checkpoints:
-so it tells of turns of which nothing was stored, by name. The slots of dead processes are freed here as well.
+so it tells of turns of which nothing was stored, by name.
 """
 
 from collections.abc import Sequence
@@ -9,18 +9,15 @@ from uuid import UUID
 
 from django.db import connection
 
-from chat.usage import settle_abandoned
 from flows.counts import HOUR_MS
 from flows.ledger import Admitted
-from flows.models import InteractionFlow
 
 SETTLING_S = 330
 """So long a process may try to charge a turn that has ended while PostgreSQL comes and goes (chat.turn)."""
 
-LEFT_BEHIND_S = 120
-"""So long after its process's end a slot is left alone: by then the sweep has ended the turn and freed it."""
+FREED_S = 60
+"""So long after its process's end the sweep has settled what it left."""
 
-FREED_S = LEFT_BEHIND_S + 60
 MOST_NAMED = 1_000
 
 _ADMITTED = """
@@ -37,14 +34,6 @@ WHERE u.turn_id >= %(first)s AND u.turn_id < %(last)s
 GROUP BY 1, 2
 """
 
-# Not those of turns that are open: the sweep ends these, and what they used with them.
-_LEFT_BEHIND = """
-SELECT u.turn_id FROM turn_usage u JOIN serving_processes p USING (process_id) LEFT JOIN turns t USING (turn_id)
-WHERE u.ended_at IS NULL AND p.ended_at < clock_timestamp() - make_interval(secs => %s)
-  AND (t.turn_id IS NULL OR t.outcome IS NOT NULL)
-LIMIT 500
-"""
-
 
 def admitted(first: UUID, last: UUID) -> Sequence[Admitted]:
     """The turns from this id up to that one that were let in, by process and hour. One query, a range of the key."""
@@ -52,15 +41,3 @@ def admitted(first: UUID, last: UUID) -> Sequence[Admitted]:
     with connection.cursor() as cursor:
         cursor.execute(_ADMITTED, {"first": first, "last": last, **limits})
         return [Admitted(*row[:3], *(sorted(ids or ()) for ids in row[3:])) for row in cursor.fetchall()]
-
-
-def free_left_behind() -> int:
-    """Charge what dead processes had not charged yet, and free its slots: of turns that had ended, and of those of
-    which nothing was ever stored. Returns how many. One query, and three for each of them."""
-    with connection.cursor() as cursor:
-        cursor.execute(_LEFT_BEHIND, [LEFT_BEHIND_S])
-        turns = [row[0] for row in cursor.fetchall()]
-    for turn_id in turns:
-        rounds = InteractionFlow.objects.filter(turn_id=turn_id, checkpoint="llm_complete")
-        settle_abandoned(str(turn_id), [dict(row or {}) for row in rounds.values_list("metadata", flat=True)])
-    return len(turns)

@@ -4,6 +4,9 @@ Group commit: whatever waits goes in one round trip, so concurrent turns share i
 on its way the next one gathers. The connection is the flusher's own, so that no client's disconnect
 can cancel a write half-way.
 
+When Redis was restarted, failed over or flushed, what it acknowledged in the last seconds may be gone
+(`appendfsync everysec`, a replica that lagged behind): the turns of those seconds are appended once more.
+
 With Redis away (an error, or no answer within a second) the circuit opens: whole turns go straight
 to PostgreSQL through the same idempotent `store()`. When Redis answers again, what went around it
 is appended to the users' streams and the epoch changes, so that watchers take a fresh snapshot.
@@ -14,11 +17,12 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
-from django.db import Error
+from django.db import Error, connection
 from redis.exceptions import NoScriptError, RedisError
 
 from flows import keys, log
@@ -38,12 +42,32 @@ APPEND_TIMEOUT_S = 1.0
 PROBE_EVERY_S = 1.0
 STORE_TIMEOUT_S = 10.0
 RETRY_PAUSE_S = (0.1, 0.2, 0.5, 1.0, 2.0)
+AGAIN_WITHIN_S = 5.0
+"""How long a turn that ended is kept, should Redis lose what it acknowledged: an append-only file that is
+synced every second may be two behind."""
+
 KEPT_FOR_REDIS = 20_000
 """Checkpoints that went around Redis and are appended when it is back; beyond it the oldest are
 left out (watchers get them from PostgreSQL in their fresh snapshot)."""
 
+
+class DeclaredDead(Exception):
+    """The sweep took this process for dead, while it stood still, and ended its turns."""
+
+
 # What Redis and the way to it can answer with; a wrong argument of ours is not among them.
 REDIS_AWAY = (RedisError, OSError, TimeoutError, asyncio.IncompleteReadError)
+
+_IS_DEAD = "SELECT FROM serving_processes WHERE process_id = %s AND ended_at IS NOT NULL"
+
+
+def _store_if_alive(process_id: str, documents: Sequence[bytes]) -> None:
+    """`store()` while Redis is away, where no fence can be asked. Raises DeclaredDead besides what it raises."""
+    with connection.cursor() as cursor:
+        cursor.execute(_IS_DEAD, [process_id])
+        if cursor.fetchone() is not None:
+            raise DeclaredDead
+    store(documents)
 
 
 class Flusher:
@@ -59,6 +83,9 @@ class Flusher:
         self._run_id = b""
         self._next_probe = 0.0
         self._around: list[Checkpoint] = []
+        self._origin = b""
+        self._ended: deque[tuple[float, TurnTrack]] = deque()
+        """turns whose end Redis acknowledged lately, and when"""
         self._sleep: asyncio.Future[None] | None = None
         self._busy = False
         self._ending = False
@@ -150,22 +177,45 @@ class Flusher:
     async def _deliver(self, batch: list[Checkpoint]) -> None:
         """Make one batch durable somewhere, however long it takes."""
         attempt = 0
-        while not self._ending:
-            if not self.redis_away:
-                try:
-                    await self._append(batch)
-                except REDIS_AWAY as problem:
-                    await self._open_circuit(problem)
-                else:
-                    self.batches += 1
-                    return self._settle(batch)
-            if await self._store(batch):
-                return None
+        while not self._ending and (batch := self._of_the_living(batch)):
+            try:
+                if await self._try_once(batch):
+                    return None
+            except DeclaredDead:
+                self.tracker.begin_again()
+                continue
             pause = RETRY_PAUSE_S[min(attempt, len(RETRY_PAUSE_S) - 1)]
             attempt += 1
             await asyncio.sleep(pause)
             await self._probe()
         return self._put_back(batch)
+
+    async def _try_once(self, batch: list[Checkpoint]) -> bool:
+        """Whether it is durable now: in Redis, or in PostgreSQL while Redis is away."""
+        if not self.redis_away:
+            try:
+                origin = await self._append(batch)
+                if origin != self._origin:
+                    await self._append_again(batch, origin)
+            except REDIS_AWAY as problem:
+                await self._open_circuit(problem)
+            else:
+                self.batches += 1
+                self._settle(batch)
+                self._remember_ends(batch)
+                return True
+        return await self._store(batch)
+
+    def _of_the_living(self, batch: list[Checkpoint]) -> list[Checkpoint]:
+        """The batch without the turns that the sweep has ended: what they did after their end is given up,
+        and counted."""
+        process_id = self.tracker.process_id
+        living = [checkpoint for checkpoint in batch if checkpoint.turn.process_id == process_id]
+        if len(living) < len(batch):
+            lost = Counter(checkpoint.turn for checkpoint in batch if checkpoint.turn.process_id != process_id)
+            for turn, count in lost.items():
+                turn.lose(count, "their turn was ended while this process stood still")
+        return living
 
     # --- Redis ----------------------------------------------------------------------------------
 
@@ -191,16 +241,45 @@ class Flusher:
         await connection.send_command(*words, check_health=False)
         return await connection.read_response()
 
-    async def _append(self, batch: Sequence[Checkpoint], *, hand_off: bool = True) -> None:
+    async def _append(self, batch: Sequence[Checkpoint], *, way: log.Way = "live") -> bytes:
+        """Append, and return the log's origin. Raises what REDIS_AWAY names, or DeclaredDead."""
         async with asyncio.timeout(APPEND_TIMEOUT_S):
             if self._connection is None or not self._connection.is_connected:
                 await self._connect()
-            words = log.pack_append(batch, self.tracker.is_monitored, run_id=self._run_id, hand_off=hand_off)
+            words = log.pack_append(
+                batch,
+                self.tracker.is_monitored,
+                run_id=self._run_id,
+                way=way,
+                writer=self.tracker.process_id,
+            )
             try:
-                await self._call(words)
+                answer = await self._call(words)
             except NoScriptError:
                 await self._call([b"SCRIPT", b"LOAD", log.APPEND.source])
-                await self._call(words)
+                answer = await self._call(words)
+        if answer == log.FENCED:
+            raise DeclaredDead
+        return bytes(answer)
+
+    def _remember_ends(self, batch: Sequence[Checkpoint]) -> None:
+        now = time.monotonic()
+        while self._ended and now - self._ended[0][0] > AGAIN_WITHIN_S:
+            self._ended.popleft()
+        self._ended.extend((now, checkpoint.turn) for checkpoint in batch if checkpoint.checkpoint == "flow_end")
+
+    async def _append_again(self, batch: Sequence[Checkpoint], origin: bytes) -> None:
+        """The log is not the one that acknowledged what went before this batch: append that once more, the
+        running turns and those that ended lately, each from its first checkpoint. Whoever has them already
+        (table, relay, pages) knows them by their ids."""
+        if self._origin:
+            just_now = set(batch)
+            turns = [*dict.fromkeys([turn for _, turn in self._ended] + list(self.tracker.running))]
+            rows = [row for turn in turns for row in turn.checkpoints[: turn.taken] if row not in just_now]
+            logger.warning("Redis was restarted or flushed: %d checkpoints are appended once more", len(rows))
+            for start in range(0, len(rows), BATCH_CHECKPOINTS):
+                await self._append(rows[start : start + BATCH_CHECKPOINTS], way="again")
+        self._origin = origin
 
     async def _open_circuit(self, problem: BaseException) -> None:
         await self._disconnect()
@@ -218,6 +297,10 @@ class Flusher:
         except REDIS_AWAY:
             await self._disconnect()
             return
+        except DeclaredDead:
+            # what went around Redis is stored; under the new name it may be appended
+            self.tracker.begin_again()
+            return
         self.redis_away = False
         logger.warning("Redis takes checkpoints again")
 
@@ -226,7 +309,7 @@ class Flusher:
         not to the hand-off log), then change the epoch."""
         around = self._around
         for start in range(0, len(around), BATCH_CHECKPOINTS):
-            await self._append(around[start : start + BATCH_CHECKPOINTS], hand_off=False)
+            await self._append(around[start : start + BATCH_CHECKPOINTS], way="around")
         async with asyncio.timeout(APPEND_TIMEOUT_S):
             if self._connection is None:
                 await self._connect()
@@ -242,7 +325,7 @@ class Flusher:
         rows = [row for turn in turns for row in turn.checkpoints[turn.in_postgres : turn.taken]]
         try:
             async with asyncio.timeout(STORE_TIMEOUT_S):
-                await in_database(store, [row.document for row in rows])
+                await in_database(_store_if_alive, self.tracker.process_id, [row.document for row in rows])
         except (Error, TimeoutError, OSError) as problem:
             if isinstance(problem, Error) and is_refusal(problem):
                 return await self._store_one_by_one(batch, turns)
@@ -259,10 +342,9 @@ class Flusher:
         return True
 
     async def _store_one_by_one(self, batch: list[Checkpoint], turns: Sequence["TurnTrack"]) -> bool:
-        """One turn that cannot be stored must not hold the others up."""
+        """One turn that cannot be stored must not hold the others up, nor one checkpoint the rest of its turn."""
         if len(turns) == 1:
-            self._give_up(batch)
-            return True
+            return await self._store_what_can_be(batch)
         waiting = list(batch)
         for turn in turns:
             own = [checkpoint for checkpoint in batch if checkpoint.turn is turn]
@@ -272,7 +354,21 @@ class Flusher:
             waiting = [checkpoint for checkpoint in waiting if checkpoint.turn is not turn]
         return True
 
-    def _give_up(self, batch: Sequence[Checkpoint]) -> None:
-        turn = batch[0].turn
+    async def _store_what_can_be(self, batch: list[Checkpoint]) -> bool:
+        """Row by row; what PostgreSQL refuses is given up, and counted."""
+        turn, own, refused = batch[0].turn, set(batch), 0
+        for row in turn.checkpoints[turn.in_postgres : turn.taken]:
+            try:
+                async with asyncio.timeout(STORE_TIMEOUT_S):
+                    await in_database(_store_if_alive, self.tracker.process_id, [row.document])
+            except (Error, TimeoutError, OSError) as problem:
+                if not (isinstance(problem, Error) and is_refusal(problem)):
+                    self.postgres_away = True
+                    return False
+                # what Redis acknowledged before is the persister's to judge
+                refused += row in own
         turn.in_postgres = turn.taken
-        turn.lose(len(batch), "PostgreSQL refuses them")
+        if refused:
+            turn.lose(refused, "PostgreSQL refuses them")
+        turn.settle(len(batch) - refused)
+        return True

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import socket
-import uuid
 from datetime import timedelta
 from typing import Any
 
@@ -19,7 +18,7 @@ from django.db import Error, connection
 
 from flows.counts import Report
 from flows.tracker import FlowTracker
-from omni2.database import in_database
+from omni2.database import Lane
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +99,8 @@ class Heartbeat:
 
     def __init__(self, tracker: FlowTracker) -> None:
         self.tracker = tracker
+        # never behind the queries of a busy process: a late beat is taken for a death
+        self.lane = Lane("heartbeat")
 
     async def run(self) -> None:
         """Beat for ever; PostgreSQL being away is waited for."""
@@ -110,13 +111,10 @@ class Heartbeat:
     async def once(self) -> None:
         """One beat, and what follows when the process was declared dead."""
         try:
-            alive = await in_database(beat, self.tracker.process_id, self.tracker.given_up, self.tracker.report())
+            alive = await self.lane.run(beat, self.tracker.process_id, self.tracker.given_up, self.tracker.report())
         except (Error, OSError) as problem:
             logger.warning("the heartbeat could not be written: %s", type(problem).__name__)
             return
         if not alive:
-            logger.error("this process was declared dead while it stood still: it ends its turns")
-            self.tracker.process_id = str(uuid.uuid4())
-            for turn in list(self.tracker.running):
-                turn.abandon()
+            self.tracker.begin_again()
             await self.once()

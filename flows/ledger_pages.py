@@ -235,6 +235,9 @@ def facts(road: Road) -> Iterator[dict[str, str]]:
         waiting = words.counted(road.waiting, "checkpoint waits", "checkpoints wait")
         yield fact("bad" if behind else "ok", "inbox", f"{waiting} in Redis", said)
         yield _persister(road)
+        if road.held_back:
+            held = words.counted(road.held_back, "checkpoint is", "checkpoints are")
+            yield fact("bad", "front_hand", f"{held} refused", "They stay in Redis until the cause is mended.")
         letters = words.counted(road.dead_letters, "checkpoint is", "checkpoints are")
         advice = "Below, by reason." if road.dead_letters else "Nothing was refused."
         yield fact("warning" if road.dead_letters else "ok", "mark_email_unread", f"{letters} set aside", advice)

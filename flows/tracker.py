@@ -39,9 +39,10 @@ class TurnTrack(Envelope):
         "checkpoints",
         "count",
         "ended",
-        "given_up",
         "in_postgres",
         "lost",
+        "process_id",
+        "refused",
         "settled",
         "taken",
         "tracker",
@@ -50,6 +51,7 @@ class TurnTrack(Envelope):
     def __init__(self, tracker: "FlowTracker", user_id: str, session_id: str) -> None:
         super().__init__(user_id, session_id)
         self.tracker = tracker
+        self.process_id = tracker.process_id
         # All of them, while the turn runs: with Redis away the whole turn goes to PostgreSQL, since
         # what Redis acknowledged may not have got there yet and a child needs its parent.
         self.checkpoints: list[Checkpoint] = []
@@ -59,9 +61,10 @@ class TurnTrack(Envelope):
         """how many of `checkpoints`, from the first, went to PostgreSQL directly"""
         self.settled = 0
         """how many are acknowledged by Redis, or by PostgreSQL while Redis is away"""
-        self.given_up = 0
+        self.refused = 0
+        """how many more the turn made that the full queue did not take"""
         self.lost = 0
-        """how many of `checkpoints` were given up after all"""
+        """how many of `checkpoints` could be kept nowhere after all"""
         self.count: HourCount = tracker.uncounted
         """where the ledger counts it"""
         self.ended = False
@@ -73,7 +76,12 @@ class TurnTrack(Envelope):
     @property
     def recorded(self) -> int:
         """How many checkpoints the turn made, those that had to be given up included."""
-        return len(self.checkpoints) + self.given_up - self.lost
+        return len(self.checkpoints) + self.refused
+
+    @property
+    def given_up(self) -> int:
+        """How many of them are kept nowhere."""
+        return self.refused + self.lost
 
     @property
     def durable(self) -> int:
@@ -89,7 +97,7 @@ class TurnTrack(Envelope):
         made = Checkpoint(self, checkpoint, parent, metadata)
         if not self.turn_id:
             self.turn_id = made.flow_id
-            self.count = self.tracker.counts.of(self.tracker.process_id, self.turn_id)
+            self.count = self.tracker.counts.of(self.process_id, self.turn_id)
         elif parent is None and not self.checkpoints:
             made.take_id(self.turn_id)
         if self.ended:
@@ -114,7 +122,7 @@ class TurnTrack(Envelope):
 
     def _refuse(self, made: Checkpoint) -> None:
         made.dropped = True
-        self.given_up += 1
+        self.refused += 1
         self.count.give_up(1, QUEUE_IS_FULL)
         self.tracker.give_up(1, QUEUE_IS_FULL, self.turn_id)
 
@@ -185,7 +193,6 @@ class TurnTrack(Envelope):
     def lose(self, count: int, reason: str) -> None:
         """`count` checkpoints of this turn are given up: they can be kept nowhere."""
         was_given_up = self.given_up >= self.recorded
-        self.given_up += count
         self.lost += count
         self.count.give_up(count, reason)
         if self.ended and self.given_up >= self.recorded and not was_given_up:
@@ -250,13 +257,21 @@ class FlowTracker:
         track = TurnTrack(self, user_id, session_id)
         if turn_id:
             track.turn_id = turn_id
-            track.count = self.counts.of(self.process_id, turn_id)
+            track.count = self.counts.of(track.process_id, turn_id)
         self.running[track] = None
         return track
 
     def report(self) -> Report:
         """What this process made of its turns so far: its word in the ledger, said with each heartbeat."""
         return self.counts.report(self.running)
+
+    def begin_again(self) -> None:
+        """The sweep took this process for dead, while it stood still, and ended its turns: leave them, and
+        go on under a new name."""
+        logger.error("this process was declared dead while it stood still: it ends its turns")
+        self.process_id = str(uuid.uuid4())
+        for turn in list(self.running):
+            turn.abandon()
 
     def wake(self) -> None:
         """Let the flusher look at the queue."""

@@ -4,7 +4,6 @@ For the ledger, which has to know of each whether it is stored by now. One trip 
 always, and of one that is not only its beginning is read.
 """
 
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -59,6 +58,8 @@ class Road:
     lag_s: float = 0.0
     silent_s: float | None = None
     """since a persister last said that it is alive; None: never"""
+    held_back: int = 0
+    """refused entries that stay in the log, since there is a flood of them"""
     dead_letters: int = 0
     complete: bool = True
     """whether all of it was read"""
@@ -96,14 +97,14 @@ def read_road() -> Road:
     try:
         pipeline = client.pipeline(transaction=False)
         pipeline.time()
-        pipeline.hget(keys.PERSISTER, "at")
+        pipeline.hmget(keys.PERSISTER, "at", *map(keys.held_back, range(keys.SHARDS)))
         for name in keys.LOG_SHARDS:
             pipeline.xlen(name)
             pipeline.xrange(name, count=READ_ENTRIES)
         # after the log: what the persister sets aside leaves that last
         pipeline.xlen(keys.DEAD_LETTERS)
         pipeline.xrevrange(keys.DEAD_LETTERS, count=READ_LETTERS)
-        now, at, *shards, dead, letters = pipeline.execute()
+        now, (at, *held_back), *shards, dead, letters = pipeline.execute()
     except (RedisError, OSError):
         return Road(answers=False, complete=False)
     finally:
@@ -114,7 +115,8 @@ def read_road() -> Road:
     return Road(
         waiting=waiting,
         lag_s=round(max(0, now_ms - oldest) / 1000, 3),
-        silent_s=round(time.time() - float(at), 1) if at else None,
+        silent_s=round(max(0.0, now_ms / 1000 - float(at)), 1) if at else None,
+        held_back=sum(int(each or 0) for each in held_back),
         dead_letters=dead,
         # entries may leave between the two commands of a shard, so fewer than counted is no sign of any left out
         complete=all(len(part) < READ_ENTRIES for part in shards[1::2]) and len(letters) < READ_LETTERS,

@@ -16,9 +16,9 @@ from django.conf import settings
 from django.core.management import call_command
 from django.db import Error
 
-from chat.slots import free_left_behind
-from chat.usage import settle_abandoned
+from chat.usage import left_unsettled, settle_abandoned
 from flows import heartbeat, keeping
+from flows.checkpoints import use_clock
 from flows.persister import Loop, Persister
 from flows.sweep import Sweep
 from flows.tracker import tracker
@@ -37,7 +37,6 @@ LAST_WORDS_S = 2.0
 FLUSH_S = 5.0
 REFRESH_EVERY_S = 0.5
 TIDY_EVERY_S = 3600.0
-FREE_EVERY_S = 30.0
 KEEP_EVERY_S = 5.0
 """How often the figures of a few past hours are kept: a month of them within a quarter of an hour. Few at a
 time, since the rows that came meanwhile wait for it."""
@@ -59,6 +58,8 @@ async def start(beside: Callable[[], Coroutine[Any, Any, None]]) -> None:
     # before the first turn, so that the sweep can judge it from its first moment
     await pulse.once()
     await watchlist.start()
+    # so that a step of this machine's clock moves no checkpoint, and turns of several machines sort as they were
+    use_clock(watchlist.clock_ns)
     _keep(loop.create_task(pulse.run(), name="heartbeat"))
     _keep(loop.create_task(beside(), name="beside"))
     _end_in_order(loop)
@@ -155,10 +156,10 @@ def persister() -> Loop:
     """A persister with the sweep beside it, which needs to know who is monitored now. Without Redis
     there is no log to read, and the sweep alone."""
     worker = Persister() if settings.REDIS_ENABLED else Loop()
-    sweep = Sweep(is_monitored=watchlist.is_monitored, on_abandoned=settle_abandoned)
+    sweep = Sweep(is_monitored=watchlist.is_monitored, on_abandoned=settle_abandoned, left_unsettled=left_unsettled)
     worker.beside(_every(REFRESH_EVERY_S, watchlist.refresh_sync))
+    use_clock(watchlist.clock_ns)
     worker.beside(sweep)
-    worker.beside(_every(FREE_EVERY_S, free_left_behind))
     worker.beside(_every(KEEP_EVERY_S, keeping.keep))
     worker.beside(_every(TIDY_EVERY_S, tidy))
     return worker

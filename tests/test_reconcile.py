@@ -4,32 +4,27 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
 
 from omni2.env import BASE_DIR
-from tests.ledger import Ledger, summary
+from tests.faults import scenarios_persister, scenarios_redis, scenarios_web
+from tests.faults.load import Told, ask
+from tests.faults.rig import Outcome, Plan, Rig, started
 from tests.llm_server import LlmServer
-from tests.running import Running, eventually, running
-from tests.test_faults import TALK, lift_limits, under_load
+from tests.running import Running, running
 
 pytestmark = pytest.mark.slow
 
+BOB = "bob@example.com"
+
 
 @pytest.fixture(scope="module")
-def omni2(_llm_server: LlmServer) -> Iterator[Running]:
-    with running(llm_base_url=_llm_server.url, web=2, OMNI2_DRAIN_S="5") as started:
-        yield started
-
-
-@pytest.fixture
-def ledger(omni2: Running) -> Ledger:
-    emails = [f"user{number}@example.com" for number in range(6)]
-    tokens = [omni2.create_token(email) for email in emails]
-    omni2.orm(lift_limits, emails)
-    return Ledger(omni2, tokens)
+def rig() -> Iterator[Rig]:
+    with started(Plan(times=1), web=2) as rig:
+        yield rig
 
 
 def reconcile(omni2: Running, *words: str) -> tuple[int, str]:
@@ -46,88 +41,82 @@ def reconcile(omni2: Running, *words: str) -> tuple[int, str]:
 
 
 async def account(omni2: Running, *words: str) -> dict[str, Any]:
+    """All of it, when it adds up."""
     status, said = await asyncio.to_thread(reconcile, omni2, "--json", *words)
     assert status == 0, said
     answer: dict[str, Any] = json.loads(said)
     return answer
 
 
-async def test_it_adds_up_while_the_persister_and_redis_are_killed_under_load(omni2: Running, ledger: Ledger) -> None:
-    looked = []
-
-    async def faults() -> None:
-        for part in (omni2.persisters[0], omni2.valkey, omni2.persisters[0]):
-            await asyncio.to_thread(part.kill)
-            await asyncio.sleep(1)
-            part.start()
-            await asyncio.sleep(2)
-            # in the middle of everything: nothing may be called missing
-            looked.append(await account(omni2, "--wait", "20"))
-
-    await under_load(ledger, faults(), at_once=4)
-    assert [answer["problems"] for answer in looked] == [[], [], []]
-    last = await account(omni2, "--wait", "60")
+@pytest.mark.parametrize(
+    "play",
+    [
+        scenarios_web.web_killed,
+        scenarios_persister.persister_moments,
+        scenarios_redis.redis_killed,
+        scenarios_redis.redis_hangs,
+    ],
+)
+async def test_it_adds_up_after(rig: Rig, play: Callable[[Rig], Awaitable[Outcome]]) -> None:
+    outcome = await play(rig)
+    assert outcome.problems == [], outcome.figures
+    last = await account(rig.omni2, "--wait", "60")
     turns, checkpoints = last["total"]["turns"], last["total"]["checkpoints"]
-    told = {told.turn_id for told in ledger.told if told.turn_id}
-    assert turns["started"] == turns["stored"] == len(told), summary(ledger)
-    assert checkpoints["made"] == checkpoints["stored"] == sum(ledger.rows().values())
-    assert (turns["not_reported_yet"], checkpoints["on_the_way"]) == (0, 0)
+    swept = rig.omni2.sql("SELECT count(*) FROM turns WHERE outcome = 'abandoned'")[0][0]
+    assert turns["abandoned"] == swept
+    assert [(turns["stored"],)] == rig.omni2.sql("SELECT count(*) FROM turns")
+    assert [(checkpoints["stored"] + swept,)] == rig.omni2.sql("SELECT count(*) FROM interaction_flows")
+    # what clients were told of, somebody has counted
+    assert turns["started"] >= len({told.turn_id for told in rig.latest.told if told.end})
 
 
-async def test_a_process_killed_under_load_raises_no_alarm(omni2: Running, ledger: Ledger) -> None:
-    async def kill() -> None:
-        long = [asyncio.create_task(ledger.chat("script:hang_in_middle")) for _ in range(3)]
-        await asyncio.sleep(2)
-        await asyncio.to_thread(omni2.web[0].kill)
-        await asyncio.gather(*long)
-        omni2.web[0].start()
-        await asyncio.to_thread(omni2.wait_until_ready)
-
-    await under_load(ledger, kill(), at_once=4)
-    await account(omni2, "--wait", "20")
-    still_open = "SELECT count(*) FROM turns WHERE outcome IS NULL"
-    await asyncio.to_thread(eventually, lambda: omni2.sql(still_open) == [(0,)], "cut turns are abandoned", limit_s=90)
-    last = await account(omni2, "--wait", "60")
-    assert last["total"]["turns"]["abandoned"] >= 3
-    assert last["total"]["turns"]["started"] >= len(ledger.finished)
+async def test_it_adds_up_in_the_middle_of_everything(rig: Rig) -> None:
+    async with rig.round() as round_:
+        looked = []
+        for part in (rig.omni2.persisters[0], rig.omni2.valkey):
+            await round_.kill(part)
+            part.start()
+            looked += [await account(rig.omni2, "--wait", "10") for _ in range(2)]
+    assert [answer["problems"] for answer in looked] == [[]] * 4
+    await round_.reckon()
 
 
-async def test_a_process_that_ends_in_order_is_exact(omni2: Running, ledger: Ledger) -> None:
-    await asyncio.gather(*(ledger.chat(message) for message in TALK))
-    ((process_id,),) = omni2.sql("SELECT process_id::text FROM turns WHERE turn_id = %s", ledger.told[0].turn_id)
-    await asyncio.to_thread(omni2.web[0].end)
-    omni2.web[0].start()
+async def test_a_process_that_ends_in_order_is_exact(rig: Rig) -> None:
+    omni2 = rig.omni2
+    told = await ask(Told("script:clock", BOB, omni2.urls[1]), omni2.create_token(BOB))
+    await asyncio.to_thread(omni2.web[1].end)
+    omni2.web[1].start()
     await asyncio.to_thread(omni2.wait_until_ready)
     last = await account(omni2, "--wait", "60")
+    ((process_id,),) = omni2.sql("SELECT process_id::text FROM turns WHERE turn_id = %s", told.turn_id)
     shares = [share for hour in last["hours"] for share in hour["processes"] if share["process_id"] == process_id]
     assert shares
     assert [share["turns"]["not_reported_yet"] for share in shares] == [0] * len(shares)
 
 
-async def test_it_exits_1_when_a_row_is_lost(omni2: Running, ledger: Ledger) -> None:
-    told = await ledger.chat("script:clock")
-    await account(omni2, "--wait", "60")
+async def test_it_exits_1_when_a_row_is_lost(rig: Rig) -> None:
+    told = await ask(Told("script:clock", BOB, rig.omni2.url), rig.omni2.create_token(BOB))
+    await account(rig.omni2, "--wait", "60")
     lost = "DELETE FROM interaction_flows WHERE turn_id = %s AND checkpoint = 'tool_result' RETURNING flow_id"
-    assert len(omni2.sql(lost, told.turn_id)) == 1
-    status, said = await asyncio.to_thread(reconcile, omni2, "--wait", "10")
+    assert len(rig.omni2.sql(lost, told.turn_id)) == 1
+    status, said = await asyncio.to_thread(reconcile, rig.omni2, "--wait", "10")
     assert status == 1
     assert "1 checkpoint is missing" in said
     assert told.turn_id in said
     assert "It does not add up" in said
 
 
-async def test_it_exits_2_for_a_bad_argument(omni2: Running) -> None:
-    status, said = await asyncio.to_thread(reconcile, omni2, "--since", "yesterday")
+async def test_it_exits_2_for_a_bad_argument(rig: Rig) -> None:
+    status, said = await asyncio.to_thread(reconcile, rig.omni2, "--since", "yesterday")
     assert status == 2
     assert "--since: 'yesterday' is no time" in said
-    status, said = await asyncio.to_thread(reconcile, omni2, "--sinc", "1h", "--nonsense")
+    status, said = await asyncio.to_thread(reconcile, rig.omni2, "--nonsense")
     assert status == 2
 
 
 async def test_it_works_without_redis(llm: LlmServer) -> None:
     with running(llm_base_url=llm.url, REDIS_ENABLED="false") as alone:
-        ledger = Ledger(alone, [alone.create_token("bob@example.com")])
-        told = await ledger.chat("script:clock")
+        told = await ask(Told("script:clock", BOB, alone.url), alone.create_token(BOB))
         last = await account(alone, "--wait", "30")
         assert last["total"]["checkpoints"]["stored"] == told.checkpoints
         assert (last["road"]["redis"], last["total"]["turns"]["started"]) == ("off", 1)

@@ -1,4 +1,4 @@
-"""Slots of dead processes are charged and freed, and of no others; the ledger knows who was let in."""
+"""The ledger knows who was let in, and whose slot is still taken."""
 
 import uuid
 from datetime import timedelta
@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from django.db.models.functions import Now
 
-from chat.models import DailyUsage, TurnUsage
-from chat.slots import LEFT_BEHIND_S, admitted, free_left_behind
+from chat.slots import FREED_S, admitted
 from chat.usage import admit
 from flows.checkpoints import next_moment_us, uuid7
 from flows.counts import hour_of
@@ -19,10 +18,9 @@ from flows.tests.test_persister import document
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-def process(*, ended_s: int | None = None) -> str:
+def process() -> str:
     process_id = str(uuid.uuid4())
-    ended = None if ended_s is None else Now() - timedelta(seconds=ended_s)
-    ServingProcess.objects.create(process_id=process_id, name="host:1", ended_at=ended)
+    ServingProcess.objects.create(process_id=process_id, name="host:1")
     return process_id
 
 
@@ -52,25 +50,6 @@ def begin(turn_id: str, process_id: str, *, ended: bool) -> None:
     store(rows if ended else rows[:2])
 
 
-def open_slots() -> set[str]:
-    return {str(row.turn_id) for row in TurnUsage.objects.filter(ended_at=None)}
-
-
-def test_it_frees_what_a_dead_process_left_and_charges_what_was_used(bob: Any) -> None:
-    dead, alive, just_dead = process(ended_s=LEFT_BEHIND_S + 5), process(), process(ended_s=5)
-    ended, never_begun = let_in(bob, dead), let_in(bob, dead)
-    begin(ended, dead, ended=True)
-    left_alone = {let_in(bob, alive), let_in(bob, just_dead), let_in(bob, str(uuid.uuid4()))}
-    is_the_sweeps = let_in(bob, dead)
-    begin(is_the_sweeps, dead, ended=False)
-    assert free_left_behind() == 2
-    assert open_slots() == left_alone | {is_the_sweeps}
-    assert TurnUsage.objects.get(turn_id=ended).output_tokens == 5
-    assert DailyUsage.objects.get().output_tokens == 5
-    assert free_left_behind() == 0
-    assert TurnUsage.objects.get(turn_id=never_begun).output_tokens == 0
-
-
 def test_it_tells_who_was_let_in_and_of_whom_nothing_is_stored(bob: Any) -> None:
     serving = process()
     stored, missing = let_in(bob, serving), let_in(bob, serving)
@@ -93,3 +72,5 @@ def test_it_says_whose_slot_is_still_taken(bob: Any) -> None:
     assert [str(one) for found in admitted(*everything) for one in found.left_open] == [turn]
     Turn.objects.update(ended_at=Now())
     assert [found.left_open for found in admitted(*everything)] == [[]]
+    ServingProcess.objects.update(ended_at=Now() - timedelta(seconds=FREED_S + 5))
+    assert [str(one) for found in admitted(*everything) for one in found.left_open] == [turn]

@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
@@ -29,8 +30,10 @@ __all__ = ["_quick"]
 
 
 @pytest.fixture
-def served(tracker: FlowTracker) -> Served:
-    return Served(tracker)
+async def served(tracker: FlowTracker) -> AsyncIterator[Served]:
+    made = Served(tracker)
+    yield made
+    await made.pulse.lane.close()
 
 
 async def test_it_adds_up_after_turns_of_every_kind(served: Served) -> None:
@@ -267,7 +270,7 @@ async def test_a_turn_that_was_ended_by_the_sweep_and_by_its_process_adds_up(ser
 
 def _abandon(made: Sweep, turn_id: str) -> None:
     turn = Turn.objects.get(turn_id=turn_id)
-    made._abandon(turn.turn_id, turn.user_id, turn.session_id, turn.started_at, turn.started_at)
+    made._abandon(turn.turn_id, turn.process_id, turn.user_id, turn.session_id, turn.started_at, turn.started_at)
 
 
 async def test_a_process_that_was_declared_dead_goes_on_under_another_name(served: Served) -> None:
@@ -347,6 +350,7 @@ def test_it_adds_up_without_redis(empty_log: None, settings: object) -> None:
         served = Served(tracker)
         await served.chat()
         await served.tell()
+        await served.pulse.lane.close()
         await tracker.flusher.stop()
 
     asyncio.run(one())

@@ -31,6 +31,7 @@ def a_turn() -> TurnTrack:
         served = Served(tracker)
         turn = await served.chat()
         await served.tell()
+        await served.pulse.lane.close()
         await tracker.flusher.stop()
         return turn
 

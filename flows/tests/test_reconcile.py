@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -23,8 +24,10 @@ __all__ = ["_quick"]
 
 
 @pytest.fixture
-def served(tracker: FlowTracker) -> Served:
-    return Served(tracker)
+async def served(tracker: FlowTracker) -> AsyncIterator[Served]:
+    made = Served(tracker)
+    yield made
+    await made.pulse.lane.close()
 
 
 async def three_turns(served: Served) -> list[TurnTrack]:
