@@ -125,7 +125,7 @@ async def drain() -> None:
     if tracker.flusher is not None and not await tracker.flusher.drain(FLUSH_S):
         logger.error("ended with %d checkpoints not written", len(tracker.queue))
     try:
-        await in_database(heartbeat.end, tracker.process_id)
+        await in_database(heartbeat.end, tracker.process_id, tracker.report())
     except (Error, OSError):
         logger.warning("the end of this process could not be written: the sweep will see it")
 
@@ -166,8 +166,8 @@ def persister() -> Loop:
 
 
 def tidy() -> None:
-    """Remove what has no use any more: sessions that ran out, processes that ended a week ago and left
-    no turn open, and the figures of single hours long ago."""
+    """Remove what has no use any more: sessions that ran out, what processes counted 90 days ago, those that
+    ended a week ago and left nothing behind, and the figures of single hours long ago."""
     call_command("clearsessions")
     heartbeat.forget_ended()
     keeping.forget_old_hours()
