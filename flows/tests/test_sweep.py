@@ -313,7 +313,7 @@ async def test_a_beat_goes_on_after_its_connection_was_cut(tracker: FlowTracker,
 
     await pulse.once()
     before = await in_database(lambda: ServingProcess.objects.get().seen_at)
-    assert await in_database(cut) == 1
+    assert await in_database(cut) >= 1
     await pulse.once()
     await pulse.once()
     assert await in_database(lambda: ServingProcess.objects.get().seen_at) > before
