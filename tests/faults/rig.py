@@ -264,7 +264,7 @@ class Round:
 
     # --- the account ----------------------------------------------------------------------------------
 
-    async def reckon(self, **allowed: bool) -> Outcome:
+    async def reckon(self, **allowed: Any) -> Outcome:
         """Wait until all has come to rest, and compare (`allowed`: see `arithmetic.compare`). The watchers stay until
         then."""
         began = time.monotonic()
@@ -285,7 +285,7 @@ class Round:
             self.figures["moments"] = self.moments
         return Outcome(self.injections, found, self.figures)
 
-    def _settled(self, allowed: dict[str, bool]) -> Sum:
+    def _settled(self, allowed: dict[str, Any]) -> Sum:
         """The account as soon as it has nothing to object to, or as it is after the limit."""
         deadline = time.monotonic() + SETTLE_LIMIT_S
         while True:
@@ -294,10 +294,15 @@ class Round:
                 return found
             time.sleep(0.5)
 
-    def _account(self, allowed: dict[str, bool]) -> Sum:
+    def _account(self, allowed: dict[str, Any]) -> Sum:
         if count := arithmetic.waiting(self.omni2):
             return Sum(problems=[f"{count} entries wait in the log"])
         return arithmetic.compare(self.omni2, self.told, self.users, given_up_before=self._given_up_before, **allowed)
+
+    @property
+    def connections(self) -> int:
+        """How many connections to PostgreSQL its web processes may have at once."""
+        return 10 * len(self.omni2.web)
 
     async def _compare_watchers(self, found: Sum, *, limit_s: float = 30) -> None:
         rows = {}

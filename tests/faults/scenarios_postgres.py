@@ -54,8 +54,14 @@ def refused_properly(round_: Round) -> list[str]:
 
 
 async def _away(
-    rig: Rig, hurt: Callable[[], Awaitable[None]], heal: Callable[[], Awaitable[None]], *, away_s: float
+    rig: Rig,
+    hurt: Callable[[], Awaitable[None]],
+    heal: Callable[[], Awaitable[None]],
+    *,
+    away_s: float,
+    breaks: bool,
 ) -> Outcome:
+    """`breaks`: whether connections break by it, and not only stand still."""
     figures: dict[str, Any] = {}
     async with rig.round() as round_:
         for _ in range(1 if rig.plan.long else rig.plan.times):
@@ -74,7 +80,7 @@ async def _away(
             await round_.until(
                 lambda began=began: any(told.end == "done" for told in round_.told[began:]), "new chats are answered"
             )
-    outcome = await round_.reckon()
+    outcome = await round_.reckon(fates_unknown=round_.connections * round_.injections * breaks)
     outcome.sum.problems += [*strange(round_.told, refusals=(UNAVAILABLE,)), *refused_properly(round_)]
     outcome.figures |= figures
     return outcome
@@ -90,7 +96,7 @@ async def postgres_stopped(rig: Rig) -> Outcome:
     async def start() -> None:
         await asyncio.to_thread(harm.start_postgres, rig.omni2)
 
-    return await _away(rig, end, start, away_s=60 if rig.plan.long else 2)
+    return await _away(rig, end, start, away_s=60 if rig.plan.long else 2, breaks=True)
 
 
 @scenario("postgres-hangs", PROMISE.format("hanging (SIGSTOP of all its processes) for 25 s"))
@@ -104,7 +110,7 @@ async def postgres_hangs(rig: Rig) -> Outcome:
         await asyncio.to_thread(harm.thaw, postgres(rig.omni2))
         await asyncio.to_thread(harm.wait_for_postgres, rig.omni2)
 
-    return await _away(rig, freeze, thaw, away_s=25 if rig.plan.long else 2)
+    return await _away(rig, freeze, thaw, away_s=25 if rig.plan.long else 2, breaks=False)
 
 
 @scenario("postgres-table-locked", "the table of checkpoints locked for 30 s: no chat notices, the log keeps all of it")
@@ -134,7 +140,7 @@ async def postgres_killed(rig: Rig) -> Outcome:
             await round_.pause(0, 2)
             await asyncio.to_thread(harm.start_postgres, rig.omni2)
             await _goes_on(round_)
-    outcome = await round_.reckon()
+    outcome = await round_.reckon(fates_unknown=round_.connections * round_.injections)
     outcome.sum.problems += [*strange(round_.told, refusals=(UNAVAILABLE,)), *refused_properly(round_)]
     outcome.figures["refused_meanwhile"] = sum(told.code == UNAVAILABLE for told in round_.told)
     return outcome
@@ -150,7 +156,7 @@ async def postgres_connections(rig: Rig) -> Outcome:
             round_.note("break all connections")
             broken += await asyncio.to_thread(harm.break_connections, rig.omni2)
             await round_.pause(0.5)
-    outcome = await round_.reckon()
+    outcome = await round_.reckon(fates_unknown=round_.connections * round_.injections)
     outcome.sum.problems += [*strange(round_.told, refusals=(UNAVAILABLE,)), *refused_properly(round_)]
     outcome.figures |= {
         "connections_broken": broken,
