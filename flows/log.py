@@ -23,6 +23,10 @@ RECENT_ENTRIES = 10_000
 RECENT_SECONDS = 24 * 3600
 """How long it keeps them after the last one."""
 
+EXPIRY_MARGIN_SECONDS = 60
+"""So much earlier a reader takes a stream for expired than Redis does: what he asks for and what he is
+told lie that far apart at most."""
+
 _ENSURE_EPOCH = """
 local function ensure_epoch(key, run_id, candidate)
   local known = redis.call('HMGET', key, 'epoch', 'run_id')
@@ -33,7 +37,7 @@ end
 local function run_id() return string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') or '' end
 """
 
-# KEYS: epoch, then streams. ARGV: run_id, candidate epoch, entries kept, seconds kept, number of users,
+# KEYS: epoch, then streams. ARGV: run_id, candidate epoch, entries kept, milliseconds kept, number of users,
 # then per user: his stream's place in KEYS, his channel or '' when nobody watches him;
 # then per checkpoint: shard's place in KEYS (0: not for the hand-off log), user's number, document.
 # What is not for the hand-off log changes the epoch in the same step: a pre-roll may have had it from
@@ -66,7 +70,7 @@ for i = first, #ARGV, 3 do
     last[u] = cursor
   end
 end
-for u = 1, users do redis.call('EXPIRE', KEYS[tonumber(ARGV[4 + u * 2])], ARGV[4]) end
+for u = 1, users do redis.call('PEXPIRE', KEYS[tonumber(ARGV[4 + u * 2])], ARGV[4]) end
 return epoch
 """
 )
@@ -181,7 +185,7 @@ def reaches_back(position: Position, stream_id: str) -> bool:
     if position.first_id is not None and id_order(stream_id) >= id_order(position.first_id):
         return True
     age_ms = position.now_ms - id_order(stream_id)[0]
-    return position.nothing_trimmed and age_ms < (RECENT_SECONDS - 60) * 1000
+    return position.nothing_trimmed and age_ms < (RECENT_SECONDS - EXPIRY_MARGIN_SECONDS) * 1000
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -284,5 +288,6 @@ def pack_append(
             ]
         shard = place(keys.LOG_SHARDS[shard_of(line.turn_id)]) if hand_off else b"0"
         body += [shard, number, line.document]
-    head = [run_id, new_epoch_name(), b"%d" % RECENT_ENTRIES, b"%d" % RECENT_SECONDS, b"%d" % len(users)]
+    kept_ms = b"%d" % (RECENT_SECONDS * 1000)
+    head = [run_id, new_epoch_name(), b"%d" % RECENT_ENTRIES, kept_ms, b"%d" % len(users)]
     return [b"EVALSHA", APPEND.digest, b"%d" % len(names), *names, *head, *user_words, *body]

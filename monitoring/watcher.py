@@ -345,6 +345,8 @@ class Watcher:
     def _give_up(self) -> None:
         """Nothing can be said to this client any more, not even goodbye."""
         self.closed = True
+        # said once: each word of it grants the client another ten seconds to go
+        self._sending_since = None
         if self._writer is not None:
             self._writer.cancel()
         self._on_gone()

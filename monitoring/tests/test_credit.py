@@ -154,7 +154,8 @@ async def test_it_leaves_a_client_that_takes_nothing(
     live: FlowTracker, bob: Any, olga: Any, olga_token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`send` never returns: nothing can be said to him, not even goodbye; the socket's task ends."""
-    monkeypatch.setattr("monitoring.consumers.GOODBYE_S", 0.1)
+    # as in life, time is looked at several times before he has to be gone
+    monkeypatch.setattr("monitoring.consumers.GOODBYE_S", 0.5)
     monkeypatch.setattr("monitoring.relay.TICK_S", 0.1)
     await enable(olga)
     socket = Socket(token=olga_token)
