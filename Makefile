@@ -7,7 +7,7 @@ PIP = PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 $(PYTHON) -m pip --disable-pip-version
 ARGS =
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench demo screenshots lock clean
+.PHONY: help run test faults check bench demo screenshots lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -18,6 +18,9 @@ run: .venv/installed ## start Omni2 on http://127.0.0.1:8090/ (Ctrl-C stops it)
 test: .venv/installed-dev ## run every test on real PostgreSQL, Valkey and, where there is one, Chromium
 	@$(PYTHON) -m tests.chromium
 	@exec $(PYTHON) -m pytest $(ARGS)
+
+faults: .venv/installed-dev ## kill, stop and starve the parts of a loaded Omni2, at random and for long; ARGS="--list" names how
+	@exec $(PYTHON) -m tests.faults $(ARGS)
 
 check: .venv/installed-dev ## format, lint, types, import directions, migrations
 	@$(PYTHON) -m ruff format --check .

@@ -19,7 +19,7 @@ from typing import Any
 
 from django.db import InterfaceError, OperationalError
 
-from chat import checks, sse
+from chat import checks, doors, sse
 from chat.checks import Admission, Question, Refused
 from chat.llm import models
 from chat.turn import ACKNOWLEDGE_S, Story, give_back, keep, open_turn
@@ -40,7 +40,11 @@ WHOLE_PATH = "/api/v1/ask"
 STREAM_PATH = "/api/v1/ask/stream"
 HEARTBEAT_S = 15.0
 ADMIT_TIMEOUT_S = 15.0
-DATABASE_RETRY_S = 5
+SILENT_S = 5.0
+"""A database that answers nobody for so long does not answer; one that is merely busy gets the whole time-out."""
+
+BODY_TIMEOUT_S = 30.0
+"""How long a body may take to arrive."""
 
 # How an error that ends a turn is answered to a client that waits for the whole answer.
 STATUS_OF = {
@@ -80,9 +84,27 @@ class _ClientGone(Exception):
 async def _ask(scope: Scope, receive: Receive, send: Send) -> None:
     started = time.monotonic()
     try:
-        request, admission = await _let_in(scope, receive)
+        question = await _listen(scope, receive)
+        with doors.turnstile.passed():
+            await _answer(scope, receive, send, question, started)
     except Refused as refused:
-        return await _refuse(send, refused)
+        await _refuse(send, refused)
+
+
+async def _listen(scope: Scope, receive: Receive) -> Question | Refused:
+    """What is asked, or what is wrong with that. Raises Refused for what is not even looked at."""
+    if scope["method"] != "POST":
+        raise Refused.because(405, "method_not_allowed", f"Method {scope['method'][:20]} is not allowed here.")
+    if not _carries_credential(scope):
+        raise checks.not_signed_in()
+    if doors.turnstile.is_full():
+        raise doors.server_busy()
+    return await _question(scope, receive)
+
+
+async def _answer(scope: Scope, receive: Receive, send: Send, asked: Question | Refused, started: float) -> None:
+    request = _request(scope, asked)
+    admission = await _let_in(request)
     question = request.question
     assert isinstance(question, Question)
     if admission.refusal is not None:
@@ -92,23 +114,23 @@ async def _ask(scope: Scope, receive: Receive, send: Send) -> None:
     return await _accompany(Story(turn, usage_check, admission, question, audience, started), receive)
 
 
-async def _let_in(scope: Scope, receive: Receive) -> tuple[checks.Request, Admission]:
+async def _let_in(request: checks.Request) -> Admission:
     """The checks, in their order. Raises Refused for what makes no turn."""
-    if scope["method"] != "POST":
-        raise Refused.because(405, "method_not_allowed", f"Method {scope['method'][:20]} is not allowed here.")
-    if not _carries_credential(scope):
-        raise checks.not_signed_in()
-    request = _request(scope, await _question(scope, receive))
+    doors.database.pass_or_refuse()
     try:
-        return request, await _admit(request)
+        admission = await _admit(request)
     except Refused:
+        doors.database.answered()
         raise
     except (OperationalError, InterfaceError, TimeoutError) as problem:
         logger.error("no turn: PostgreSQL cannot be reached: %s", problem)
-        raise _database_unavailable() from None
+        doors.database.failed()
+        raise doors.database_unavailable() from None
     except Exception:  # the door: nobody sees a stack trace
         logger.exception("a request failed in a way nobody foresaw")
         raise Refused.because(500, "internal_error", "Something went wrong.") from None
+    doors.database.answered()
+    return admission
 
 
 # --- what came in --------------------------------------------------------------------------------
@@ -122,7 +144,11 @@ def _carries_credential(scope: Scope) -> bool:
 async def _question(scope: Scope, receive: Receive) -> Question | Refused:
     """The question, or what is wrong with the body: said only once we know who asks."""
     try:
-        return checks.read_question(await _body(scope, receive))
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            body = await _body(scope, receive)
+        return checks.read_question(body)
+    except TimeoutError:
+        raise Refused.because(408, "request_timeout", "The request took too long to arrive.") from None
     except Refused as refused:
         return refused
 
@@ -164,9 +190,13 @@ def _request(scope: Scope, question: Question | Refused) -> checks.Request:
 async def _admit(request: checks.Request) -> Admission:
     """The visit to the database. Cancelling it or its time-out cannot stop it: if it lets the turn
     in after all, the turn's slot is given back. Raises TimeoutError, and what `checks.admit` raises."""
+    asked_s = time.monotonic()
     admitting = asyncio.ensure_future(in_database(checks.admit, request))
     try:
-        async with asyncio.timeout(ADMIT_TIMEOUT_S):
+        await asyncio.wait({admitting}, timeout=min(SILENT_S, ADMIT_TIMEOUT_S))
+        if not admitting.done() and doors.database.answered_at_s < asked_s:
+            raise TimeoutError("no answer")
+        async with asyncio.timeout(max(0.0, ADMIT_TIMEOUT_S - SILENT_S)):
             return await asyncio.shield(admitting)
     except (TimeoutError, asyncio.CancelledError):
         keep(give_back(admitting, request.turn_id))
@@ -174,15 +204,6 @@ async def _admit(request: checks.Request) -> Admission:
 
 
 # --- refusals ------------------------------------------------------------------------------------
-
-
-def _database_unavailable() -> Refused:
-    return Refused.because(
-        503,
-        "database_unavailable",
-        "Omni2 cannot reach its database at the moment.",
-        retry_after_s=DATABASE_RETRY_S,
-    )
 
 
 async def _refuse_turn(send: Send, admission: Admission, question: Question, turn_id: str) -> None:

@@ -7,6 +7,7 @@ in order, whatever happens: its open steps, its flow_end, its usage, its slot.
 """
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Coroutine, Mapping
@@ -36,7 +37,7 @@ ROUNDS = 10
 CALLS_PER_ROUND = 16
 DATABASE_WAIT_S = 2.0
 STOPPING = "The server is being restarted. Please ask again."
-CHARGE_AGAIN_AFTER_S = (1, 5, 15, 60, 240)
+CHARGE_AGAIN_AFTER_S = (1, 5, 15, 60)
 
 
 class Audience(Protocol):
@@ -380,13 +381,13 @@ async def _charged(turn_id: str, totals: Totals, *, ended: bool = False, answer:
 
 
 async def _settled(turn_id: str, totals: Totals, answer: str) -> None:
-    """Charge a turn as ended, if need be again and again for some minutes. Charging twice adds
-    nothing, so an unknown fate of a try is no danger."""
-    for seconds in (0, *CHARGE_AGAIN_AFTER_S):
+    """Charge a turn as ended, if need be again and again, for as long as PostgreSQL is away: no new turn
+    begins meanwhile, so no more than those that ran then wait. Charging twice adds nothing, so an unknown
+    fate of a try is no danger. Should the process end first, the sweep charges the turn."""
+    for seconds in itertools.chain((0, *CHARGE_AGAIN_AFTER_S), itertools.repeat(CHARGE_AGAIN_AFTER_S[-1])):
         await asyncio.sleep(seconds)
         if await _charged(turn_id, totals, ended=True, answer=answer):
             return
-    logger.error("a turn was never charged: PostgreSQL was away too long", extra={"turn_id": turn_id})
 
 
 async def give_back(admitting: "asyncio.Future[Admission]", turn_id: str) -> None:

@@ -284,6 +284,23 @@ def settle_abandoned(turn_id: str, rounds: Iterable[Mapping[str, Any]]) -> None:
     )
 
 
+def left_unsettled(before: datetime, later_s: float) -> list[tuple[Any, ...]]:
+    """(turn_id, process_id) of turns that hold a slot though their process ended more than `later_s` before,
+    and though history has their end, or nothing of them at all. One query over the open slots.
+
+    Such a process died between a turn's end and its charge, or before anything of the turn was acknowledged."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT u.turn_id, u.process_id FROM turn_usage u JOIN serving_processes p USING (process_id)"
+            " LEFT JOIN turns t USING (turn_id)"
+            " WHERE u.ended_at IS NULL AND p.ended_at < %s - make_interval(secs => %s)"
+            " AND (t.turn_id IS NULL OR t.outcome IS NOT NULL) LIMIT 500",
+            [before, later_s],
+        )
+        rows: list[tuple[Any, ...]] = cursor.fetchall()
+    return rows
+
+
 def _count(value: Any) -> int:
     return int(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else 0
 

@@ -14,11 +14,12 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
-from django.db import Error
+from django.db import Error, connection
 from redis.exceptions import NoScriptError, RedisError
 
 from flows import keys, log
@@ -42,8 +43,24 @@ KEPT_FOR_REDIS = 20_000
 """Checkpoints that went around Redis and are appended when it is back; beyond it the oldest are
 left out (watchers get them from PostgreSQL in their fresh snapshot)."""
 
+
+class DeclaredDead(Exception):
+    """The sweep took this process for dead, while it stood still, and ended its turns."""
+
+
 # What Redis and the way to it can answer with; a wrong argument of ours is not among them.
 REDIS_AWAY = (RedisError, OSError, TimeoutError, asyncio.IncompleteReadError)
+
+_IS_DEAD = "SELECT FROM serving_processes WHERE process_id = %s AND ended_at IS NOT NULL"
+
+
+def _store_if_alive(process_id: str, documents: Sequence[bytes]) -> None:
+    """`store()` while Redis is away, where no fence can be asked. Raises DeclaredDead besides what it raises."""
+    with connection.cursor() as cursor:
+        cursor.execute(_IS_DEAD, [process_id])
+        if cursor.fetchone() is not None:
+            raise DeclaredDead
+    store(documents)
 
 
 class Flusher:
@@ -150,22 +167,42 @@ class Flusher:
     async def _deliver(self, batch: list[Checkpoint]) -> None:
         """Make one batch durable somewhere, however long it takes."""
         attempt = 0
-        while not self._ending:
-            if not self.redis_away:
-                try:
-                    await self._append(batch)
-                except REDIS_AWAY as problem:
-                    await self._open_circuit(problem)
-                else:
-                    self.batches += 1
-                    return self._settle(batch)
-            if await self._store(batch):
-                return None
+        while not self._ending and (batch := self._of_the_living(batch)):
+            try:
+                if await self._try_once(batch):
+                    return None
+            except DeclaredDead:
+                self.tracker.begin_again()
+                continue
             pause = RETRY_PAUSE_S[min(attempt, len(RETRY_PAUSE_S) - 1)]
             attempt += 1
             await asyncio.sleep(pause)
             await self._probe()
         return self._put_back(batch)
+
+    async def _try_once(self, batch: list[Checkpoint]) -> bool:
+        """Whether it is durable now: in Redis, or in PostgreSQL while Redis is away."""
+        if not self.redis_away:
+            try:
+                await self._append(batch)
+            except REDIS_AWAY as problem:
+                await self._open_circuit(problem)
+            else:
+                self.batches += 1
+                self._settle(batch)
+                return True
+        return await self._store(batch)
+
+    def _of_the_living(self, batch: list[Checkpoint]) -> list[Checkpoint]:
+        """The batch without the turns that the sweep has ended: what they did after their end is given up,
+        and counted."""
+        process_id = self.tracker.process_id
+        living = [checkpoint for checkpoint in batch if checkpoint.turn.process_id == process_id]
+        if len(living) < len(batch):
+            lost = Counter(checkpoint.turn for checkpoint in batch if checkpoint.turn.process_id != process_id)
+            for turn, count in lost.items():
+                turn.lose(count, "their turn was ended while this process stood still")
+        return living
 
     # --- Redis ----------------------------------------------------------------------------------
 
@@ -195,12 +232,20 @@ class Flusher:
         async with asyncio.timeout(APPEND_TIMEOUT_S):
             if self._connection is None or not self._connection.is_connected:
                 await self._connect()
-            words = log.pack_append(batch, self.tracker.is_monitored, run_id=self._run_id, hand_off=hand_off)
+            words = log.pack_append(
+                batch,
+                self.tracker.is_monitored,
+                run_id=self._run_id,
+                hand_off=hand_off,
+                writer=self.tracker.process_id,
+            )
             try:
-                await self._call(words)
+                answer = await self._call(words)
             except NoScriptError:
                 await self._call([b"SCRIPT", b"LOAD", log.APPEND.source])
-                await self._call(words)
+                answer = await self._call(words)
+        if answer == log.FENCED:
+            raise DeclaredDead
 
     async def _open_circuit(self, problem: BaseException) -> None:
         await self._disconnect()
@@ -217,6 +262,10 @@ class Flusher:
             await self._come_back()
         except REDIS_AWAY:
             await self._disconnect()
+            return
+        except DeclaredDead:
+            # what went around Redis is stored; under the new name it may be appended
+            self.tracker.begin_again()
             return
         self.redis_away = False
         logger.warning("Redis takes checkpoints again")
@@ -242,7 +291,7 @@ class Flusher:
         rows = [row for turn in turns for row in turn.checkpoints[turn.in_postgres : turn.taken]]
         try:
             async with asyncio.timeout(STORE_TIMEOUT_S):
-                await in_database(store, [row.document for row in rows])
+                await in_database(_store_if_alive, self.tracker.process_id, [row.document for row in rows])
         except (Error, TimeoutError, OSError) as problem:
             if isinstance(problem, Error) and is_refusal(problem):
                 return await self._store_one_by_one(batch, turns)
@@ -259,10 +308,9 @@ class Flusher:
         return True
 
     async def _store_one_by_one(self, batch: list[Checkpoint], turns: Sequence["TurnTrack"]) -> bool:
-        """One turn that cannot be stored must not hold the others up."""
+        """One turn that cannot be stored must not hold the others up, nor one checkpoint the rest of its turn."""
         if len(turns) == 1:
-            self._give_up(batch)
-            return True
+            return await self._store_what_can_be(batch)
         waiting = list(batch)
         for turn in turns:
             own = [checkpoint for checkpoint in batch if checkpoint.turn is turn]
@@ -272,7 +320,21 @@ class Flusher:
             waiting = [checkpoint for checkpoint in waiting if checkpoint.turn is not turn]
         return True
 
-    def _give_up(self, batch: Sequence[Checkpoint]) -> None:
-        turn = batch[0].turn
+    async def _store_what_can_be(self, batch: list[Checkpoint]) -> bool:
+        """Row by row; what PostgreSQL refuses is given up, and counted."""
+        turn, own, refused = batch[0].turn, set(batch), 0
+        for row in turn.checkpoints[turn.in_postgres : turn.taken]:
+            try:
+                async with asyncio.timeout(STORE_TIMEOUT_S):
+                    await in_database(_store_if_alive, self.tracker.process_id, [row.document])
+            except (Error, TimeoutError, OSError) as problem:
+                if not (isinstance(problem, Error) and is_refusal(problem)):
+                    self.postgres_away = True
+                    return False
+                # what Redis acknowledged before is the persister's to judge
+                refused += row in own
         turn.in_postgres = turn.taken
-        turn.lose(len(batch), "PostgreSQL refuses them")
+        if refused:
+            turn.lose(refused, "PostgreSQL refuses them")
+        turn.settle(len(batch) - refused)
+        return True

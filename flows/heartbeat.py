@@ -9,12 +9,11 @@ import asyncio
 import logging
 import os
 import socket
-import uuid
 
 from django.db import Error, connection
 
 from flows.tracker import FlowTracker
-from omni2.database import in_database
+from omni2.database import Lane
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +59,8 @@ class Heartbeat:
 
     def __init__(self, tracker: FlowTracker) -> None:
         self.tracker = tracker
+        # never behind the queries of a busy process: a late beat is taken for a death
+        self.lane = Lane("heartbeat")
 
     async def run(self) -> None:
         """Beat for ever; PostgreSQL being away is waited for."""
@@ -70,13 +71,10 @@ class Heartbeat:
     async def once(self) -> None:
         """One beat, and what follows when the process was declared dead."""
         try:
-            alive = await in_database(beat, self.tracker.process_id, self.tracker.given_up)
+            alive = await self.lane.run(beat, self.tracker.process_id, self.tracker.given_up)
         except (Error, OSError) as problem:
             logger.warning("the heartbeat could not be written: %s", type(problem).__name__)
             return
         if not alive:
-            logger.error("this process was declared dead while it stood still: it ends its turns")
-            self.tracker.process_id = str(uuid.uuid4())
-            for turn in list(self.tracker.running):
-                turn.abandon()
+            self.tracker.begin_again()
             await self.once()

@@ -16,7 +16,7 @@ DEAD_LETTERS = "omni2:dead"
 """Stream of log entries that cannot be stored; each keeps the entry, its shard and the reason."""
 
 PERSISTER = "omni2:persister"
-"""Hash a persister renews: when it was alive, what it stored."""
+"""Hash a persister renews: when it was alive by Redis' clock, what it stored, what each shard holds back."""
 
 CONTROL_CHANNEL = "omni2:control"
 """Pub/Sub: something an admin changed (monitoring, config); the message says what. Never a checkpoint."""
@@ -40,6 +40,16 @@ def log_shard(number: int) -> str:
 def shard_lease(number: int) -> str:
     """Held by the one persister that reads this shard now."""
     return f"omni2:lease:{number}"
+
+
+def fence(process_id: str) -> str:
+    """Set by the sweep before it ends the turns of a dead process: nothing of that process is taken any more."""
+    return f"omni2:fence:{process_id}"
+
+
+def held_back(number: int) -> str:
+    """Field of PERSISTER: how many entries of this shard are refused and stay in the log."""
+    return f"held_back:{number}"
 
 
 LOG_SHARDS = tuple(log_shard(number) for number in range(SHARDS))

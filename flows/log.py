@@ -37,7 +37,9 @@ end
 local function run_id() return string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') or '' end
 """
 
-# KEYS: epoch, then streams. ARGV: run_id, candidate epoch, entries kept, milliseconds kept, number of users,
+# KEYS: epoch, the writer's fence, then streams. Nothing is written, and the answer is FENCED, when the
+# writer was declared dead: its turns were ended, and no turn may be seen to end twice.
+# ARGV: run_id, candidate epoch, entries kept, milliseconds kept, number of users,
 # then per user: his stream's place in KEYS, his channel or '' when nobody watches him;
 # then per checkpoint: shard's place in KEYS (0: not for the hand-off log), user's number, document.
 # What is not for the hand-off log changes the epoch in the same step: a pre-roll may have had it from
@@ -45,6 +47,7 @@ local function run_id() return string.match(redis.call('INFO', 'server'), 'run_i
 _APPEND = (
     _ENSURE_EPOCH
     + """
+if redis.call('EXISTS', KEYS[2]) == 1 then return 'FENCED' end
 local epoch = ensure_epoch(KEYS[1], ARGV[1], ARGV[2])
 local users = tonumber(ARGV[5])
 local first = 6 + users * 2
@@ -99,6 +102,13 @@ local first = facts['first-entry']
 return {epoch, now_ms, facts['length'], facts['entries-added'], first and first[1] or '', facts['last-generated-id']}
 """
 )
+
+
+FENCED = b"FENCED"
+"""What an append answers to a writer that was declared dead."""
+
+FENCE_SECONDS = 7 * 24 * 3600
+"""How long a process that stood still may not come back to its turns."""
 
 
 class Script:
@@ -260,12 +270,18 @@ class Line:
 
 
 def pack_append(
-    lines: Sequence[Any], is_monitored: Callable[[str], bool], *, run_id: bytes = b"", hand_off: bool = True
+    lines: Sequence[Any],
+    is_monitored: Callable[[str], bool],
+    *,
+    run_id: bytes = b"",
+    hand_off: bool = True,
+    writer: str = "",
 ) -> list[bytes | str]:
     """The words of one EVALSHA that appends these checkpoints (anything with user_id, turn_id and
     document), in order; publishes those of monitored users. `hand_off=False`: only to the users'
-    streams, unpublished and with a new epoch, for what is in PostgreSQL already."""
-    names: list[bytes | str] = [keys.EPOCH]
+    streams, unpublished and with a new epoch, for what is in PostgreSQL already. `writer`: the process
+    whose turns these are; the answer is FENCED when it was declared dead."""
+    names: list[bytes | str] = [keys.EPOCH, keys.fence(writer)]
     places: dict[str, bytes] = {}
 
     def place(name: str) -> bytes:

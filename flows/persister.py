@@ -7,6 +7,7 @@ One consumer per shard at a time, by a lease, so that parents come before their 
 holders use the same consumer name: what an earlier one left pending is read first.
 """
 
+import json
 import logging
 import time
 import uuid
@@ -36,13 +37,61 @@ LOOK_BACK_EVERY_S = 5.0
 """How often a shard's pending entries are read again. An answer of Redis that was lost on its way,
 or repeated by the client without a word, leaves entries that count as delivered."""
 
+FLOOD_LETTERS = 100
+FLOOD_WINDOW_S = 3600
+"""More set aside than this, in this time, is no longer a few strange entries: something is wrong with the
+table or with a writer. From then on nothing more is set aside. What is refused stays in the log, where it
+is safe, and is tried again; /readyz and the ledger page say so."""
+
+REFUSED_AGAIN_S = 30.0
+"""How often what is refused is tried again in a flood: each try costs as many statements as entries."""
+
 PAUSE_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 
-_RENEW = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-return 0
+# Each may write while Redis is full (`maxmemory` with noeviction): the persister is what makes room again.
+_WHEN_FULL = "#!lua flags=allow-oom\n"
+
+# KEYS: lease. ARGV: worker, milliseconds. 1: held by this worker now.
+_TAKE = (
+    _WHEN_FULL
+    + """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
 """
+)
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+# KEYS: hash. ARGV: seconds to live, then fields and values. By Redis' own clock, so that no two machines'
+# clocks are compared.
+_TELL = (
+    _WHEN_FULL
+    + """
+local now = redis.call('TIME')
+redis.call('HSET', KEYS[1], 'at', now[1] .. '.' .. string.format('%06d', now[2]), unpack(ARGV, 2))
+return redis.call('EXPIRE', KEYS[1], ARGV[1])
+"""
+)
+
+# KEYS: shard. ARGV: group.
+_MAKE_GROUP = _WHEN_FULL + "return redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')"
+
+# KEYS: dead letters, shard. ARGV: group, entry, document, number of the shard, reason, letters allowed,
+# window in ms. Set aside and taken out of the log in one step, so that it is never in both nor in none.
+# 0: there are too many already, and the entry stays where it is.
+_SET_ASIDE = (
+    _WHEN_FULL
+    + """
+local now = redis.call('TIME')
+local since = string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000) - ARGV[7])
+if #redis.call('XRANGE', KEYS[1], since, '+', 'COUNT', ARGV[6]) >= tonumber(ARGV[6]) then return 0 end
+redis.call('XADD', KEYS[1], '*', 'd', ARGV[3], 'shard', ARGV[4], 'entry', ARGV[2], 'reason', ARGV[5])
+redis.call('XACK', KEYS[2], ARGV[1], ARGV[2])
+redis.call('XDEL', KEYS[2], ARGV[2])
+return 1
+"""
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +114,47 @@ class Counts:
 
 @dataclass(slots=True)
 class Shard:
-    """A shard this persister holds."""
+    """A shard this persister holds, and how far a pass over its pending entries is.
+
+    A pass goes from the first to the last, however many of them have to wait: those that can be stored
+    stand behind them."""
 
     number: int
     left_over: bool = True
-    """whether pending entries of an earlier holder may be there: they are read before new ones"""
+    """whether there may be pending entries, an earlier holder's or withheld ones: they are read before new ones"""
+    reached: bytes = b"0"
+    """up to where this pass has read"""
     withheld: bool = False
-    """whether what is left over only waits for its parents"""
-    withheld_until: float = 0.0
+    """whether something of this shard has to wait, as far as this pass has seen"""
+    waits_s: float = 0.0
+    """how long"""
+    rests_until: float = 0.0
+    """after a pass that withheld something: when the next one begins"""
+
+    @property
+    def may_read_new(self) -> bool:
+        """New entries must not overtake pending ones; of those that wait for their parent it may be among them."""
+        return not self.left_over or self.withheld or self.rests_until > 0
+
+    def begin_pass(self) -> None:
+        """See what is pending, from the first on, unless a pass is under way."""
+        self.left_over = True
+
+    def start_over(self) -> None:
+        """Whatever the pass under way has found: begin with the first again, now."""
+        self.left_over, self.withheld = True, False
+        self.reached, self.waits_s, self.rests_until = b"0", 0.0, 0.0
+
+    def end_pass(self, now: float) -> None:
+        """All that was pending was tried once; what is withheld is tried again later."""
+        self.left_over = self.withheld
+        self.rests_until = now + self.waits_s if self.withheld else 0.0
+        self.reached, self.withheld, self.waits_s = b"0", False, 0.0
+
+    def withhold(self, seconds: float) -> None:
+        """Something of this shard has to wait so long."""
+        self.left_over = self.withheld = True
+        self.waits_s = max(self.waits_s, seconds)
 
 
 class Loop:
@@ -82,6 +164,7 @@ class Loop:
     def __init__(self) -> None:
         self._running = True
         self._beside: list[Callable[[], None]] = []
+        self._failing: set[Callable[[], None]] = set()
 
     def beside(self, work: Callable[[], None]) -> None:
         """Let `work` be called between steps; it decides itself whether it is time."""
@@ -115,8 +198,17 @@ class Loop:
         return 0
 
     def _work_beside(self) -> None:
+        """What fails here must not keep checkpoints from being stored: with Redis full the sweep cannot append,
+        and only storing makes room."""
         for work in self._beside:
-            work()
+            try:
+                work()
+                self._failing.discard(work)
+            except (Error, RedisError, OSError) as problem:
+                if work not in self._failing:
+                    logger.warning("work beside the log waits: %s: %s", type(problem).__name__, problem)
+                self._failing.add(work)
+                connections.close_all()
 
     def _finish(self) -> None:
         """The last thing before the end."""
@@ -139,6 +231,8 @@ class Persister(Loop):
         self._renewed = 0.0
         self._looked_back = 0.0
         self._first_withheld: dict[tuple[int, bytes], float] = {}
+        self._held_back: set[tuple[int, bytes]] = set()
+        """what is refused and may not be set aside: there is a flood of it"""
 
     def step(self) -> int:
         """Renew, read one batch, store it, acknowledge it; returns how many entries it took.
@@ -152,16 +246,18 @@ class Persister(Loop):
             # with work in hand there is no waiting for more
             return taken + self._persist(self._read_new(block_ms=None if taken else BLOCK_MS))
         except Exception:
-            self._looked_back = 0.0
+            # what was read and not dealt with is pending now, behind where a pass may stand
+            for shard in self.shards.values():
+                shard.start_over()
             raise
 
     def _look_back(self) -> None:
-        """After a failure, and every few seconds: see what is pending in every shard."""
+        """Every few seconds: see what is pending in every shard."""
         now = time.monotonic()
         if now - self._looked_back >= LOOK_BACK_EVERY_S:
             self._looked_back = now
             for shard in self.shards.values():
-                shard.left_over = True
+                shard.begin_pass()
 
     # --- leases -------------------------------------------------------------------------------------
 
@@ -172,13 +268,17 @@ class Persister(Loop):
             return
         self._renewed = now
         for number in range(keys.SHARDS):
-            lease = keys.shard_lease(number)
-            if number in self.shards and not self._redis.eval(_RENEW, 1, lease, self.name, LEASE_MS):
-                # paused for longer than the lease: somebody else may read it by now
-                del self.shards[number]
-            if number not in self.shards and self._redis.set(lease, self.name, nx=True, px=LEASE_MS):
+            if not self._redis.eval(_TAKE, 1, keys.shard_lease(number), self.name, LEASE_MS):
+                # never ours, or paused for longer than the lease: somebody else reads it now
+                self._let_go(number)
+            elif number not in self.shards:
                 self.shards[number] = Shard(number)
         self._tell()
+
+    def _let_go(self, number: int) -> None:
+        if self.shards.pop(number, None) is not None:
+            self._held_back = {key for key in self._held_back if key[0] != number}
+            self._first_withheld = {key: since for key, since in self._first_withheld.items() if key[0] != number}
 
     def _finish(self) -> None:
         try:
@@ -189,38 +289,44 @@ class Persister(Loop):
             logger.info("the leases run out by themselves")
 
     def _tell(self) -> None:
-        """What /readyz shows of the persister."""
-        facts: dict[Any, Any] = {
+        """What /readyz and the ledger page show of the persister."""
+        facts = {
             "worker": self.name,
-            "at": time.time(),
             "stored": self.counts.stored,
             "repeated": self.counts.repeated,
             "dead": self.counts.dead,
+            # a shard's has one writer, its holder
+            **{keys.held_back(number): self._held_back_of(number) for number in self.shards},
         }
-        self._redis.hset(keys.PERSISTER, mapping=facts)
-        self._redis.expire(keys.PERSISTER, 3600)
+        words: list[Any] = [word for fact in facts.items() for word in fact]
+        self._redis.eval(_TELL, 1, keys.PERSISTER, 3600, *words)
+
+    def _held_back_of(self, number: int) -> int:
+        return sum(shard == number for shard, _ in self._held_back)
 
     # --- reading --------------------------------------------------------------------------------------
 
     def _read_left_over(self) -> list[LogEntry]:
-        """What an earlier holder left pending, or what waited for a parent."""
+        """The next of what an earlier holder left pending, or what waited for a parent."""
         now = time.monotonic()
-        pending = [shard for shard in self.shards.values() if shard.left_over and shard.withheld_until <= now]
+        pending = [shard for shard in self.shards.values() if shard.left_over and shard.rests_until <= now]
         if not pending:
             return []
-        entries = self._read_streams({keys.log_shard(shard.number): "0" for shard in pending}, block_ms=None)
-        seen = {entry.shard for entry in entries}
+        entries = self._read_streams({keys.log_shard(shard.number): shard.reached for shard in pending}, block_ms=None)
+        last = {entry.shard: entry.entry_id for entry in entries}
         for shard in pending:
-            shard.left_over = shard.number in seen
+            if shard.number in last:
+                shard.reached = last[shard.number]
+            else:
+                shard.end_pass(now)
         return entries
 
     def _read_new(self, *, block_ms: int | None) -> list[LogEntry]:
-        """What nobody read yet. A shard whose entries wait for a parent goes on: the parent may be next."""
+        """What nobody read yet."""
         if not self.shards:
             self._pause(BLOCK_MS / 1000)
             return []
-        # before all that is left over is stored, new entries of that shard would overtake it
-        ready = [shard.number for shard in self.shards.values() if not shard.left_over or shard.withheld]
+        ready = [shard.number for shard in self.shards.values() if shard.may_read_new]
         if not ready:
             return []
         return self._read_streams({keys.log_shard(number): ">" for number in ready}, block_ms=block_ms)
@@ -236,7 +342,7 @@ class Persister(Loop):
             return []
         pairs = answer.items() if isinstance(answer, dict) else answer or ()
         return [
-            LogEntry(int(name.rpartition(b":")[2]), entry_id, (fields or {}).get(b"d", b""))
+            LogEntry(int(name.rpartition(b":")[2]), entry_id, _document(fields or {}))
             for name, streamed in pairs
             for entry_id, fields in _flat(streamed)
         ]
@@ -246,7 +352,7 @@ class Persister(Loop):
         nothing an idempotent store does not ignore."""
         for name in keys.LOG_SHARDS:
             try:
-                self._redis.xgroup_create(name, keys.GROUP, id="0", mkstream=True)
+                self._redis.eval(_MAKE_GROUP, 1, name, keys.GROUP)
             except ResponseError as problem:
                 if "BUSYGROUP" not in str(problem):
                     raise
@@ -258,17 +364,12 @@ class Persister(Loop):
         if not entries:
             return 0
         stored = self._store(entries)
-        withheld = {(entry.shard, entry.entry_id) for entry in stored.withheld}
-        self._acknowledge([entry for entry in entries if (entry.shard, entry.entry_id) not in withheld])
-        waiting = {entry.shard for entry in stored.withheld}
-        for number in {entry.shard for entry in entries}:
-            shard = self.shards.get(number)
-            if shard is None:
-                continue
-            shard.withheld = number in waiting
-            if shard.withheld:
-                shard.left_over = True
-                shard.withheld_until = time.monotonic() + WITHHELD_EVERY_S
+        done = {(entry.shard, entry.entry_id) for entry in [*stored.withheld, *stored.set_aside]}
+        self._acknowledge([entry for entry in entries if (entry.shard, entry.entry_id) not in done])
+        for entry in stored.withheld:
+            if entry.shard in self.shards:
+                held_back = (entry.shard, entry.entry_id) in self._held_back
+                self.shards[entry.shard].withhold(REFUSED_AGAIN_S if held_back else WITHHELD_EVERY_S)
         return len(entries)
 
     def _store(self, entries: Sequence[LogEntry]) -> "Stored":
@@ -282,7 +383,7 @@ class Persister(Loop):
                 raise
             return self._judge(entries[0], problem) if len(entries) == 1 else self._store_parts(entries)
         for entry in entries:
-            self._first_withheld.pop((entry.shard, entry.entry_id), None)
+            self._forget((entry.shard, entry.entry_id))
         self.counts.stored += new
         self.counts.repeated += len(entries) - new
         return Stored()
@@ -292,7 +393,7 @@ class Persister(Loop):
         middle = len(entries) // 2
         first = self._store(entries[:middle])
         second = self._store(entries[middle:])
-        return Stored([*first.withheld, *second.withheld])
+        return Stored([*first.withheld, *second.withheld], [*first.set_aside, *second.set_aside])
 
     def _judge(self, entry: LogEntry, problem: Exception) -> "Stored":
         """One entry that was refused alone: not yet (its parent may still come), or never."""
@@ -301,25 +402,34 @@ class Persister(Loop):
             since = self._first_withheld.setdefault(key, time.monotonic())
             if time.monotonic() - since < PARENT_PATIENCE_S:
                 return Stored([entry])
-        self._first_withheld.pop(key, None)
-        self._set_aside(entry, problem)
-        return Stored()
+        return self._set_aside(entry, problem)
 
-    def _set_aside(self, entry: LogEntry, problem: Exception) -> None:
-        """To the dead-letter stream, with the reason; the log keeps it until that is done."""
+    def _set_aside(self, entry: LogEntry, problem: Exception) -> "Stored":
+        """To the dead-letter stream, with the reason. In a flood it is held back instead: it stays in the log."""
+        key = (entry.shard, entry.entry_id)
         reason = str(problem).partition("\n")[0][:300]
-        letter = {
-            "d": entry.document,
-            "shard": entry.shard,
-            "entry": entry.entry_id,
-            "reason": reason,
-            "at": time.time(),
-        }
-        self._redis.xadd(keys.DEAD_LETTERS, letter)  # type: ignore[arg-type]
+        words: list[Any] = [keys.GROUP, entry.entry_id, entry.document, entry.shard, reason]
+        limits = (FLOOD_LETTERS, FLOOD_WINDOW_S * 1000)
+        if not self._redis.eval(_SET_ASIDE, 2, keys.DEAD_LETTERS, keys.log_shard(entry.shard), *words, *limits):
+            if not self._held_back:
+                logger.critical(
+                    "%d log entries were refused within an hour: what is refused now stays in the log, and history"
+                    " misses it until the cause is mended (the last: %s)",
+                    FLOOD_LETTERS,
+                    type(problem).__name__,
+                )
+            self._held_back.add(key)
+            return Stored([entry])
+        self._forget(key)
         self.counts.dead += 1
         logger.error(
             "set aside log entry %s of shard %d: %s", entry.entry_id.decode(), entry.shard, type(problem).__name__
         )
+        return Stored([], [entry])
+
+    def _forget(self, key: tuple[int, bytes]) -> None:
+        self._first_withheld.pop(key, None)
+        self._held_back.discard(key)
 
     def _acknowledge(self, entries: Sequence[LogEntry]) -> None:
         """After the commit: acknowledge and delete, all shards in one trip."""
@@ -336,9 +446,20 @@ class Persister(Loop):
 
 @dataclass(slots=True)
 class Stored:
-    """What became of a batch: all of it is dealt with, except what is withheld."""
+    """What became of a batch: all of it is stored, except what is withheld or was set aside."""
 
     withheld: list[LogEntry] = field(default_factory=list)
+    set_aside: list[LogEntry] = field(default_factory=list)
+
+
+def _document(fields: dict[bytes, bytes]) -> bytes:
+    """The document of an entry; of a stranger's entry what it has, which cannot be stored and is set
+    aside. An entry that was deleted while it was pending has nothing at all."""
+    if b"d" in fields or not fields:
+        return fields.get(b"d", b"")
+    return json.dumps(
+        {name.decode(errors="replace"): value.decode(errors="replace") for name, value in fields.items()}
+    ).encode()
 
 
 def _flat(streamed: Any) -> Any:
@@ -348,19 +469,54 @@ def _flat(streamed: Any) -> Any:
     return streamed
 
 
-def replay_dead_letters(client: redis.Redis, *, limit: int = 1_000) -> tuple[int, int]:
-    """Try to store what was set aside; (stored or known already, still refused). What is stored
-    leaves the dead-letter stream; the rest stays."""
-    good = bad = 0
-    letters: Any = client.xrange(keys.DEAD_LETTERS, count=limit)
-    for letter_id, fields in letters:
-        try:
-            store([fields[b"d"]])
-        except (Error, ValueError) as problem:
-            if isinstance(problem, Error) and not is_refusal(problem):
-                raise
-            bad += 1
-            continue
-        client.xdel(keys.DEAD_LETTERS, letter_id)
-        good += 1
-    return good, bad
+@dataclass(slots=True)
+class Replayed:
+    """What became of dead letters."""
+
+    stored: int = 0
+    """stored now, or known already"""
+    refused: list[dict[str, Any]] = field(default_factory=list)
+    """`{"letter", "shard", "entry", "reason", "document"}` of what cannot be stored still"""
+
+
+def replay_dead_letters(client: redis.Redis, *, limit: int | None = None) -> Replayed:
+    """Try to store what was set aside, the oldest first. What is stored leaves the dead-letter stream;
+    the rest stays. Raises what Redis and PostgreSQL raise when they are away."""
+    replayed = Replayed()
+    tried, after = 0, "-"
+    while limit is None or tried < limit:
+        page = 1_000 if limit is None else min(1_000, limit - tried)
+        letters: Any = client.xrange(keys.DEAD_LETTERS, after, count=page)
+        if not letters:
+            break
+        for letter_id, fields in letters:
+            problem = _store_alone(fields[b"d"])
+            if problem is None:
+                client.xdel(keys.DEAD_LETTERS, letter_id)
+                replayed.stored += 1
+            else:
+                replayed.refused.append(_as_letter(letter_id, fields, problem))
+        tried += len(letters)
+        after = f"({letters[-1][0].decode()}"
+    return replayed
+
+
+def _store_alone(document: bytes) -> str | None:
+    """Store one document; why it was refused, else None."""
+    try:
+        store([document])
+    except (Error, UnicodeDecodeError) as problem:
+        if isinstance(problem, Error) and not is_refusal(problem):
+            raise
+        return str(problem).partition("\n")[0][:300]
+    return None
+
+
+def _as_letter(letter_id: bytes, fields: dict[bytes, bytes], reason: str) -> dict[str, Any]:
+    return {
+        "letter": letter_id.decode(),
+        "shard": int(fields.get(b"shard", b"-1")),
+        "entry": fields.get(b"entry", b"").decode(),
+        "reason": reason,
+        "document": fields[b"d"].decode(errors="backslashreplace"),
+    }

@@ -7,7 +7,7 @@ watchers see it; should the process come back, one flow_end per turn is a unique
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from typing import Any
 from uuid import UUID
@@ -25,6 +25,9 @@ from flows.store import store
 from flows.tracker import FlowTracker, TurnTrack
 
 logger = logging.getLogger(__name__)
+
+Row = tuple[Any, ...]
+"""A turn of a dead process: turn_id, process_id, and what else was asked."""
 
 SWEEP_EVERY_S = 3.0
 PATIENCE_S = 30
@@ -53,7 +56,7 @@ RETURNING process_id
 # Turns still without an end whose process has ended, in order or not. A turn whose process never
 # wrote a heartbeat at all is judged by its own age.
 _LEFT_OPEN = """
-SELECT t.turn_id, t.user_id, t.session_id, t.started_at, greatest(p.seen_at, t.started_at) AS seen_at
+SELECT t.turn_id, t.process_id, t.user_id, t.session_id, t.started_at, greatest(p.seen_at, t.started_at) AS seen_at
 FROM turns t LEFT JOIN serving_processes p USING (process_id)
 WHERE t.outcome IS NULL
   AND (p.ended_at < %(before)s - make_interval(secs => %(later_s)s)
@@ -61,6 +64,10 @@ WHERE t.outcome IS NULL
   AND EXISTS (SELECT FROM interaction_flows f WHERE f.flow_id = t.turn_id)
 LIMIT 500
 """
+
+
+# Also while Redis is full: whoever cannot be fenced off cannot be ended.
+_FENCE = "#!lua flags=allow-oom\nreturn redis.call('SET', KEYS[1], '1', 'EX', ARGV[1])"
 
 
 class Sweep:
@@ -71,11 +78,16 @@ class Sweep:
         *,
         is_monitored: Callable[[str], bool],
         on_abandoned: Callable[[str, list[dict[str, Any]]], None],
+        left_unsettled: Callable[[Any, float], Sequence[Row]] = lambda before, later_s: (),
     ) -> None:
         """`on_abandoned(turn_id, rounds)` gets the metadata of the turn's llm_complete checkpoints:
-        what the dead process may not have counted as usage."""
+        what the dead process may not have counted as usage.
+
+        `left_unsettled(before, later_s)`: (turn_id, process_id) of turns that are still to be settled though
+        their process ended so long before, and though they have an end or no checkpoint at all in history."""
         self.is_monitored = is_monitored
         self.on_abandoned = on_abandoned
+        self.left_unsettled = left_unsettled
         self.abandoned = 0
         self._tracker = FlowTracker()
         self._next = time.monotonic() + RECOVERY_S
@@ -104,9 +116,11 @@ class Sweep:
         claimed = self._claim()
         if claimed:
             logger.warning("%d web processes are dead", claimed)
-        turns = self._nowhere_on_the_way(before)
+        turns = self._nowhere_on_the_way(lambda: self._left_open(before))
         for turn in turns:
             self._abandon(*turn)
+        for turn_id, *_ in self._nowhere_on_the_way(lambda: self.left_unsettled(before, LATER_S)):
+            self._settle(turn_id)
         return len(turns)
 
     @staticmethod
@@ -122,30 +136,45 @@ class Sweep:
             cursor.execute(_CLAIM, [PATIENCE_S, RECOVERY_S])
             return len(cursor.fetchall())
 
-    def _nowhere_on_the_way(self, before: Any) -> list[tuple[Any, ...]]:
-        """The open turns of dead processes of which nothing is left in the hand-off log (the
-        persister deletes what it stored).
+    def _nowhere_on_the_way(self, find: Callable[[], Sequence[Row]]) -> Sequence[Row]:
+        """The turns of dead processes that `find` finds, as far as nothing of them is left in the hand-off
+        log (the persister deletes what it stored).
 
-        A turn is swept LATER_S after its process' end at the earliest, so nothing is appended any
-        more. The log is read before the turns are asked for again: what leaves it in between is in
-        PostgreSQL by then, its flow_end too."""
-        left_open = self._left_open(before)
-        if self._redis is None or not left_open:
-            return left_open
-        shards = sorted({log.shard_of(str(turn[0])) for turn in left_open})
+        First the processes are fenced off, so nothing of theirs is appended any more, should they only
+        have stood still. Then the log is read, and then the turns are asked for again: what leaves the log
+        in between is in PostgreSQL by then, its flow_end too."""
+        found = find()
+        if self._redis is None or not found:
+            return found
+        self._fence_off({str(process_id) for _, process_id, *_ in found if process_id})
+        waiting = self._in_the_log([str(turn_id) for turn_id, *_ in found])
+        # a turn that was not among them the first time may have a writer that is not fenced off
+        seen = {turn_id for turn_id, *_ in found}
+        return [row for row in find() if row[0] in seen and str(row[0]) not in waiting]
+
+    def _in_the_log(self, turn_ids: Sequence[str]) -> set[str]:
+        """Those of the turns of which something is in the hand-off log, or may be: their shard is too full
+        to be read to its end. One round trip."""
+        assert self._redis is not None
+        shards = sorted({log.shard_of(turn_id) for turn_id in turn_ids})
         pipeline = self._redis.pipeline(transaction=False)
         for shard in shards:
             pipeline.xrange(keys.log_shard(shard), count=LOOK_ENTRIES)
-        on_the_way: dict[int, Any] = dict(zip(shards, pipeline.execute(), strict=True))
+        entries_of: dict[int, Any] = dict(zip(shards, pipeline.execute(), strict=True))
 
         def waits(turn_id: str) -> bool:
-            entries = on_the_way.get(log.shard_of(turn_id))
-            # a shard that was not read, or not to its end, may hold anything
-            if entries is None or len(entries) >= LOOK_ENTRIES:
-                return True
-            return any(turn_id.encode() in fields.get(b"d", b"") for _, fields in entries)
+            entries = entries_of[log.shard_of(turn_id)]
+            return len(entries) >= LOOK_ENTRIES or any(
+                turn_id.encode() in fields.get(b"d", b"") for _, fields in entries
+            )
 
-        return [turn for turn in self._left_open(before) if not waits(str(turn[0]))]
+        return {turn_id for turn_id in turn_ids if waits(turn_id)}
+
+    def _fence_off(self, process_ids: Iterable[str]) -> None:
+        """Let the log take nothing more of these processes; nor may they be half-way: one step each."""
+        assert self._redis is not None
+        for process_id in process_ids:
+            self._redis.eval(_FENCE, 1, keys.fence(process_id), log.FENCE_SECONDS)
 
     @staticmethod
     def _left_open(before: Any) -> list[tuple[Any, ...]]:
@@ -154,15 +183,20 @@ class Sweep:
             rows: list[tuple[Any, ...]] = cursor.fetchall()
             return rows
 
-    def _abandon(self, turn_id: Any, user_id: str, session_id: str, started_at: Any, seen_at: Any) -> None:
+    def _abandon(
+        self, turn_id: Any, _process_id: Any, user_id: str, session_id: str, started_at: Any, seen_at: Any
+    ) -> None:
         duration_ms = max(0.0, (seen_at - started_at).total_seconds() * 1000)
         flow_end = self._flow_end(str(turn_id), user_id, session_id, duration_ms)
-        with transaction.atomic():
-            rounds = InteractionFlow.objects.filter(turn_id=turn_id, checkpoint="llm_complete").order_by("created_at")
-            self.on_abandoned(str(turn_id), [dict(row or {}) for row in rounds.values_list("metadata", flat=True)])
+        self._settle(turn_id)
         self._append([flow_end])
         self.abandoned += 1
         logger.warning("a turn was abandoned by its process", extra={"turn_id": turn_id})
+
+    def _settle(self, turn_id: Any) -> None:
+        with transaction.atomic():
+            rounds = InteractionFlow.objects.filter(turn_id=turn_id, checkpoint="llm_complete").order_by("created_at")
+            self.on_abandoned(str(turn_id), [dict(row or {}) for row in rounds.values_list("metadata", flat=True)])
 
     def _flow_end(self, turn_id: str, user_id: str, session_id: str, duration_ms: float) -> Checkpoint:
         track = TurnTrack(self._tracker, user_id, session_id)

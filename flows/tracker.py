@@ -35,8 +35,10 @@ class TurnTrack(Envelope):
         "cancel",
         "checkpoints",
         "ended",
-        "given_up",
         "in_postgres",
+        "lost",
+        "process_id",
+        "refused",
         "settled",
         "taken",
         "tracker",
@@ -45,6 +47,7 @@ class TurnTrack(Envelope):
     def __init__(self, tracker: "FlowTracker", user_id: str, session_id: str) -> None:
         super().__init__(user_id, session_id)
         self.tracker = tracker
+        self.process_id = tracker.process_id
         # All of them, while the turn runs: with Redis away the whole turn goes to PostgreSQL, since
         # what Redis acknowledged may not have got there yet and a child needs its parent.
         self.checkpoints: list[Checkpoint] = []
@@ -54,7 +57,10 @@ class TurnTrack(Envelope):
         """how many of `checkpoints`, from the first, went to PostgreSQL directly"""
         self.settled = 0
         """how many are acknowledged by Redis, or by PostgreSQL while Redis is away"""
-        self.given_up = 0
+        self.refused = 0
+        """how many more the turn made that the full queue did not take"""
+        self.lost = 0
+        """how many of `checkpoints` could be kept nowhere after all"""
         self.ended = False
         self.cancel: Callable[[], None] | None = None
         """put here by whoever serves the turn: ends his work on it"""
@@ -64,7 +70,12 @@ class TurnTrack(Envelope):
     @property
     def recorded(self) -> int:
         """How many checkpoints the turn made, those that had to be given up included."""
-        return len(self.checkpoints) + self.given_up
+        return len(self.checkpoints) + self.refused
+
+    @property
+    def given_up(self) -> int:
+        """How many of them are kept nowhere."""
+        return self.refused + self.lost
 
     @property
     def durable(self) -> int:
@@ -103,7 +114,7 @@ class TurnTrack(Envelope):
 
     def _refuse(self, made: Checkpoint) -> None:
         made.dropped = True
-        self.given_up += 1
+        self.refused += 1
         self.tracker.give_up(1, "the queue is full", self.turn_id)
 
     def end(self, outcome: str, /, **metadata: Any) -> Checkpoint | None:
@@ -164,14 +175,14 @@ class TurnTrack(Envelope):
 
     def lose(self, count: int, reason: str) -> None:
         """`count` checkpoints of this turn are given up: they can be kept nowhere."""
-        self.given_up += count
+        self.lost += count
         self.tracker.give_up(count, reason, self.turn_id)
         self._wake_waiters()
 
     async def acknowledged(self, timeout_s: float = 0.25) -> int:
         """Wait until all that was recorded so far is durable, at most `timeout_s`; returns how many
         checkpoints are durable then. Never raises but for the caller's own cancellation."""
-        target = len(self.checkpoints) + self.given_up
+        target = self.recorded
         if self.settled + self.given_up < target:
             deadlines = self.tracker.deadlines_here()
             future: asyncio.Future[None] = deadlines.loop.create_future()
@@ -222,6 +233,14 @@ class FlowTracker:
         track.turn_id = turn_id
         self.running[track] = None
         return track
+
+    def begin_again(self) -> None:
+        """The sweep took this process for dead, while it stood still, and ended its turns: leave them, and
+        go on under a new name."""
+        logger.error("this process was declared dead while it stood still: it ends its turns")
+        self.process_id = str(uuid.uuid4())
+        for turn in list(self.running):
+            turn.abandon()
 
     def wake(self) -> None:
         """Let the flusher look at the queue."""

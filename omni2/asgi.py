@@ -15,11 +15,15 @@ from django.conf import settings
 from django.core.asgi import get_asgi_application
 from django.core.exceptions import ImproperlyConfigured
 
+from omni2.database import limit_statements
+
 django_application = get_asgi_application()
 
 if not settings.SECRET_KEY_CONFIGURED:
     # two processes with keys of their own would not know each other's sessions
     raise ImproperlyConfigured("SECRET_KEY is not set: a server needs one, the same for all its processes")
+
+limit_statements(settings.STATEMENT_TIMEOUT_S)
 
 # Only after Django is set up: these modules load models.
 from chat.endpoint import ask_application, is_ask_path

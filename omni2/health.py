@@ -89,20 +89,29 @@ async def redis() -> dict[str, Any]:
 
 
 async def persister() -> dict[str, Any]:
-    """Silent or far behind: not ready. Dead letters: degraded, since somebody has to look at them."""
+    """Silent, far behind, or stopped by a flood of what cannot be stored: not ready. Dead letters:
+    degraded, since somebody has to look at them."""
     if not settings.REDIS_ENABLED:
         return _OFF
     try:
         known = await asyncio.to_thread(persister_status)
     except (RedisError, OSError):
         return {"status": "unknown", "reason": "Redis does not answer"}
-    if known["silent_s"] is None or known["silent_s"] > PERSISTER_SILENT_S:
-        return _failed("no persister runs: checkpoints wait in Redis", **known)
-    if known["lag_s"] > LAG_LIMIT_S:
-        return _failed(f"history is more than {LAG_LIMIT_S:g} s behind", **known)
+    failure = _why_not_stored(known)
+    if failure:
+        return _failed(failure, **known)
     if known["dead_letters"]:
         return _degraded("some checkpoints could not be stored and are set aside", **known)
     return _ok(**known)
+
+
+def _why_not_stored(known: dict[str, Any]) -> str:
+    """Why checkpoints do not get into history, "" when they do."""
+    if known["silent_s"] is None or known["silent_s"] > PERSISTER_SILENT_S:
+        return "no persister runs: checkpoints wait in Redis"
+    if known["held_back"]:
+        return "many checkpoints are refused: they stay in the log until the cause is mended"
+    return f"history is more than {LAG_LIMIT_S:g} s behind" if known["lag_s"] > LAG_LIMIT_S else ""
 
 
 async def relay() -> dict[str, Any]:

@@ -17,6 +17,8 @@ from omni2.errors import BodyTooLarge
 MAX_BODY_BYTES = 1024 * 1024
 DRAINED_BYTES = 16 * MAX_BODY_BYTES
 DRAIN_S = 5.0
+READ_TIMEOUT_S = 30.0
+"""How long a body may take to arrive."""
 
 Scope = dict[str, Any]
 Message = Mapping[str, Any]
@@ -32,7 +34,10 @@ def intake(application: Application) -> Application:
         if not _is_decodable(scope):
             return await _refuse(send, 400, "bad_request", "This request cannot be understood.")
         try:
-            body = await _read(scope, receive)
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                body = await _read(scope, receive)
+        except TimeoutError:
+            return await _refuse(send, 408, "request_timeout", "The request took too long to arrive.")
         except _TooLarge:
             return await _refuse(send, 413, BodyTooLarge.default_code, str(BodyTooLarge.default_detail))
         except _Gone:

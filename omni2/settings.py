@@ -97,6 +97,9 @@ def database_from_url(url: str) -> dict[str, Any]:
     options: dict[str, Any] = {key: value for key, value in parts.items() if key not in known}
     options.setdefault("connect_timeout", 5)
     options.setdefault("tcp_user_timeout", 10_000)
+    # a server that vanished while we only wait for its answer: the system's own patience is two hours
+    for name, value in (("keepalives_idle", 10), ("keepalives_interval", 5), ("keepalives_count", 3)):
+        options.setdefault(name, value)
     # jit: all of our queries are short, and compiling one takes longer than the whole of it
     ours = "-c search_path=omni2 -c timezone=UTC -c jit=off"
     options["options"] = f"{parts.get('options') or ''} {ours}".strip()
@@ -120,6 +123,8 @@ def database_from_url(url: str) -> dict[str, Any]:
     }
 
 
+# How long a statement of a web process may take; the persister and migrations take the time they need.
+STATEMENT_TIMEOUT_S = env.integer("OMNI2_STATEMENT_TIMEOUT_S", 60, low=1, high=3600)
 DATABASES = {"default": database_from_url(env.database_url() or "postgresql:///omni2")}
 # Not BigAutoField-by-habit: ids of people and periods never leave the admin.
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
@@ -149,6 +154,8 @@ LOCAL_MODEL_KEY = env.text("OMNI2_LOCAL_MODEL_KEY")
 CAPTURE = env.choice("OMNI2_CAPTURE", "preview", ("full", "preview", "none"))
 USAGE_TZ = env.text("OMNI2_USAGE_TZ", "UTC")
 NOTICE = env.flag("OMNI2_NOTICE", default=False)
+# Requests one process works on at once; whoever comes beyond it is told to try again later.
+MAX_TURNS = env.integer("OMNI2_MAX_TURNS", 1000, low=1, high=100_000)
 # Open sockets of one process; whoever comes beyond it is told to try again later.
 MAX_WATCHERS = env.integer("OMNI2_MAX_WATCHERS", 1000, low=1, high=100_000)
 

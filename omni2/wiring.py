@@ -16,7 +16,7 @@ from django.conf import settings
 from django.core.management import call_command
 from django.db import Error
 
-from chat.usage import settle_abandoned
+from chat.usage import left_unsettled, settle_abandoned
 from flows import heartbeat, keeping
 from flows.persister import Loop, Persister
 from flows.sweep import Sweep
@@ -153,7 +153,7 @@ def persister() -> Loop:
     """A persister with the sweep beside it, which needs to know who is monitored now. Without Redis
     there is no log to read, and the sweep alone."""
     worker = Persister() if settings.REDIS_ENABLED else Loop()
-    sweep = Sweep(is_monitored=watchlist.is_monitored, on_abandoned=settle_abandoned)
+    sweep = Sweep(is_monitored=watchlist.is_monitored, on_abandoned=settle_abandoned, left_unsettled=left_unsettled)
     worker.beside(_every(REFRESH_EVERY_S, watchlist.refresh_sync))
     worker.beside(sweep)
     worker.beside(_every(KEEP_EVERY_S, keeping.keep))

@@ -81,9 +81,18 @@ class Process:
     """One started process, its output in a file."""
 
     def __init__(
-        self, name: str, words: list[str], environment: Mapping[str, str], log: Path, *, number: int = signal.SIGTERM
+        self,
+        name: str,
+        words: list[str],
+        environment: Mapping[str, str],
+        log: Path,
+        *,
+        number: int = signal.SIGTERM,
+        restore_signals: bool = True,
     ) -> None:
+        """`restore_signals=False`: what Python ignores (SIGXFSZ, SIGPIPE), it ignores too."""
         self.name, self.words, self.environment, self.log, self.number = name, words, environment, log, number
+        self.restore_signals = restore_signals
         self.start()
 
     def start(self) -> None:
@@ -97,6 +106,7 @@ class Process:
                 cwd=BASE_DIR,
                 env=dict(self.environment),
                 start_new_session=True,
+                restore_signals=self.restore_signals,
             )
         self._asked = False
         servers.keep(self._process, self.name, self.number, rank=1)
@@ -294,17 +304,24 @@ class Running:
 
 @contextmanager
 def running(
-    *, llm_base_url: str = "", web: int = 1, persisters: int = 1, own_postgres: bool = False, **environment: str
+    *,
+    llm_base_url: str = "",
+    web: int = 1,
+    persisters: int = 1,
+    own_postgres: bool = False,
+    valkey: Mapping[str, str] | None = None,
+    **environment: str,
 ) -> Iterator[Running]:
     """A started product. `environment` adds to its variables (`OMNI2_CAPTURE="full"`).
 
     `llm_base_url` is that of a scripted model server; without one, chats answer llm_unavailable.
     `own_postgres=True` gives it a PostgreSQL of its own, which a test may kill (two seconds more).
-    Redis is always its own: Pub/Sub knows no databases. `REDIS_ENABLED="false"` starts none.
+    Redis is always its own: Pub/Sub knows no databases. `REDIS_ENABLED="false"` starts none, `valkey` adds to
+    its settings (`{"appendfsync": "always"}`).
     """
     folder = Path(tempfile.mkdtemp(prefix="e2e-", dir=os.environ["OMNI2_TEST_FOLDER"]))
     (folder / "data" / "static").mkdir(parents=True)
-    omni2 = _prepare(folder, own_postgres=own_postgres, environment=environment)
+    omni2 = _prepare(folder, own_postgres=own_postgres, valkey=valkey or {}, environment=environment)
     if llm_base_url:
         omni2.environment |= {"LLM_BASE_URL": llm_base_url, "LLM_API_KEY": "scripted"}
         omni2.environment.setdefault("LLM_MODEL", "scripted")
@@ -327,7 +344,7 @@ def running(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _prepare(folder: Path, *, own_postgres: bool, environment: Mapping[str, str]) -> Running:
+def _prepare(folder: Path, *, own_postgres: bool, valkey: Mapping[str, str], environment: Mapping[str, str]) -> Running:
     values = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("LLM_", "OMNI2_LOCAL_"))},
         "OMNI2_DATA_DIR": str(folder / "data"),
@@ -346,17 +363,17 @@ def _prepare(folder: Path, *, own_postgres: bool, environment: Mapping[str, str]
         omni2.database_url = _new_database(values)
     values["DATABASE_URL"] = omni2.database_url
     if values.get("REDIS_ENABLED", "true") == "true":
-        omni2.valkey = _valkey(folder)
+        omni2.valkey = _valkey(folder, valkey)
         values["REDIS_URL"] = omni2.redis_url = embedded.valkey_url(folder / "s" / "v")
     return omni2
 
 
 @contextmanager
 def own_valkey() -> Iterator[tuple[Process, Path]]:
-    """A Valkey that a test may kill and start again (`until_valkey_answers`), and the folder of its
-    files; its address is `embedded.valkey_url(folder / "s" / "v")`."""
+    """A Valkey that a test may kill and start again, and the folder of its files; its address is
+    `embedded.valkey_url(folder / "s" / "v")`."""
     folder = Path(tempfile.mkdtemp(prefix="vk-", dir=os.environ["OMNI2_TEST_FOLDER"]))
-    process = _valkey(folder)
+    process = _valkey(folder, {})
     try:
         yield process, folder
     finally:
@@ -365,11 +382,13 @@ def own_valkey() -> Iterator[tuple[Process, Path]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _valkey(folder: Path) -> Process:
+def _valkey(folder: Path, settings: Mapping[str, str]) -> Process:
     socket_, data = folder / "s" / "v", folder / "vk"
     for each in (socket_.parent, data):
         each.mkdir(exist_ok=True, mode=0o700)
-    process = Process("valkey", embedded.valkey_words(data, socket_), os.environ, folder / "valkey.log")
+    words = embedded.valkey_words(data, socket_, settings=settings)
+    # a test may limit the size of its files, and a write beyond it shall fail, not kill it
+    process = Process("valkey", words, os.environ, folder / "valkey.log", restore_signals=False)
     eventually(lambda: embedded.valkey_answers(socket_), "Valkey answers")
     return process
 
@@ -378,10 +397,17 @@ def _postgres(folder: Path) -> Process:
     sockets, data = folder / "s", folder / "pg"
     sockets.mkdir(exist_ok=True, mode=0o700)
     embedded.make_cluster(data, sync=False)
+    _small_segments(data)
     words = embedded.postgres_words(data, sockets, settings={"fsync": "off"})
     process = Process("postgres", words, os.environ, folder / "postgres.log", number=signal.SIGINT)
     eventually(lambda: embedded.postgres_answers(sockets), "PostgreSQL answers")
     return process
+
+
+def _small_segments(data: Path) -> None:
+    """Write-ahead log in files of 1 MB: so a test may limit the size of files, and only tables meet the limit."""
+    words = [str(embedded.postgres_bin() / "pg_resetwal"), "--wal-segsize=1", "-D", str(data)]
+    subprocess.run([*embedded.as_unprivileged(), *words], stdout=subprocess.DEVNULL, check=True)
 
 
 def _with_name(url: str, name: str) -> str:

@@ -109,3 +109,18 @@ async def test_it_drops_a_charset_that_is_no_text(sent: bytes, given: bytes) -> 
     call = await Call(part(b""), content_type=sent).run()
     assert call.got is not None
     assert call.got["headers"][b"content-type"] == given
+
+
+async def test_it_does_not_wait_for_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omni2.intake.READ_TIMEOUT_S", 0.05)
+    call = Call(part(b"{", more=True))
+    came = call.receive
+
+    async def receive() -> dict[str, Any]:
+        if not call.messages:
+            await asyncio.sleep(60)
+        return await came()
+
+    call.receive = receive
+    assert (await call.run()).refusal == (408, "request_timeout")
+    assert call.got is None

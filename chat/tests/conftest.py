@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from chat import endpoint
+from chat import doors, endpoint
 from chat.checks import RefusalFlood
 from flows import flusher, log
 from flows.redis import get_redis, sync_client
@@ -175,6 +175,7 @@ async def chatting(db: None, llm: Any, monkeypatch: pytest.MonkeyPatch) -> Async
     # these tests ask for neither
     monkeypatch.setattr(flusher, "APPEND_TIMEOUT_S", 20.0)
     monkeypatch.setattr(endpoint, "ADMIT_TIMEOUT_S", 90.0)
+    monkeypatch.setattr(endpoint, "SILENT_S", 90.0)
     client = sync_client()
     client.flushall()
     client.close()
@@ -191,6 +192,7 @@ async def chatting(db: None, llm: Any, monkeypatch: pytest.MonkeyPatch) -> Async
 @pytest.fixture(autouse=True)
 def _fresh_counters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "refusals", RefusalFlood())
+    monkeypatch.setattr(doors, "database", doors.DatabaseDoor())
     endpoint.counted.clear()
 
 

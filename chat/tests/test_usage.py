@@ -3,14 +3,17 @@
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
 from django.db import connections
+from django.utils import timezone
 
 from chat.models import Conversation, DailyUsage, Message, TurnUsage
-from chat.usage import Totals, Verdict, admit, charge, settle_abandoned, usage_today
+from chat.usage import Totals, Verdict, admit, charge, left_unsettled, settle_abandoned, usage_today
+from flows.models import ServingProcess, Turn
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -28,6 +31,24 @@ def let_in(user: Any, *, reserve: bool = True) -> tuple[str, Verdict]:
         reserve=reserve,
     )
     return turn_id, verdict
+
+
+def test_it_finds_the_slots_of_dead_processes_that_no_turn_will_close(bob: Any, limits: Any) -> None:
+    limits(turns_at_once=None)
+    turns = [let_in(bob)[0] for _ in range(5)]
+    process_of = {turn: str(uuid.UUID(int=number + 1)) for number, turn in enumerate(turns)}
+    ended, unknown, running, alive, settled = turns
+    now = timezone.now()
+    for turn, process_id in process_of.items():
+        TurnUsage.objects.filter(turn_id=turn).update(process_id=process_id)
+        gone = None if turn == alive else now - timedelta(seconds=10)
+        ServingProcess.objects.create(process_id=process_id, name="host:1", ended_at=gone)
+    for turn, outcome in ((ended, "completed"), (running, None)):
+        Turn.objects.create(turn_id=turn, session_id="s", user_id=bob.user_id, started_at=now, outcome=outcome)
+    charge(settled, Totals(), ended=True)
+    assert {str(turn) for turn, _ in left_unsettled(now, 2)} == {ended, unknown}
+    assert left_unsettled(now, 20) == []
+    assert [str(process_id) for _, process_id in left_unsettled(now, 2)] == [process_of[ended], process_of[unknown]]
 
 
 def in_threads(count: int, work: Any) -> list[Any]:

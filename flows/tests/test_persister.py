@@ -4,16 +4,18 @@ import json
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import redis
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db import OperationalError, connection
 
 from flows import keys, persister
 from flows.models import InteractionFlow, Turn
 from flows.persister import Persister, replay_dead_letters
 from flows.redis import sync_client
+from flows.status import persister_status
 from flows.store import store
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("empty_log")]
@@ -213,9 +215,11 @@ def test_it_sets_an_orphan_aside_after_minutes(client: redis.Redis, monkeypatch:
     steps(made, 4)
     assert client.xlen(keys.DEAD_LETTERS) == 1
     assert left(client) == 0
-    assert replay_dead_letters(client) == (0, 1)
+    still = replay_dead_letters(client)
+    assert (still.stored, [each["document"] for each in still.refused]) == (0, [document(2, parent=1).decode()])
     store([document(1)])
-    assert replay_dead_letters(client) == (1, 0)
+    now = replay_dead_letters(client)
+    assert (now.stored, now.refused) == (1, [])
     assert client.xlen(keys.DEAD_LETTERS) == 0
     assert InteractionFlow.objects.count() == 2
 
@@ -326,3 +330,120 @@ def test_a_command_replays_what_was_set_aside(client: redis.Redis, capsys: pytes
     call_command("replay_dead_letters")
     assert "1 stored or known already, 1 still refused" in capsys.readouterr().out
     assert client.xlen(keys.DEAD_LETTERS) == 1
+
+
+def test_a_command_moves_what_is_refused_for_good_into_a_file(client: redis.Redis, tmp_path: Path) -> None:
+    file = tmp_path / "letters.jsonl"
+    for _ in range(3):
+        client.xadd(keys.DEAD_LETTERS, {"d": b"not json \xff", "shard": 3, "entry": b"1-1", "reason": "x"})
+    call_command("replay_dead_letters", "--limit", "2", "--move-to", str(file))
+    moved = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(each["shard"], each["entry"], each["document"]) for each in moved] == [(3, "1-1", "not json \\xff")] * 2
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert client.xlen(keys.DEAD_LETTERS) == 1
+    with pytest.raises(CommandError, match="--move-to"):
+        call_command("replay_dead_letters", "--move-to", str(file))
+    assert client.xlen(keys.DEAD_LETTERS) == 1
+
+
+def test_it_sets_a_strangers_entry_aside(client: redis.Redis) -> None:
+    client.xadd(keys.log_shard(0), {"x": "1"})
+    append(client, document(1))
+    steps(worker())
+    assert InteractionFlow.objects.count() == 1
+    [(_, letter)] = client.xrange(keys.DEAD_LETTERS)
+    assert json.loads(letter[b"d"]) == {"x": "1"}
+    assert left(client) == 0
+
+
+# --- a flood of what cannot be stored -----------------------------------------------------------------
+
+
+@pytest.fixture
+def flooded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(persister, "FLOOD_LETTERS", 5)
+    monkeypatch.setattr(persister, "REFUSED_AGAIN_S", 0.0)
+
+
+@pytest.mark.usefixtures("flooded")
+def test_a_flood_of_poison_stays_in_the_log_and_alarms_while_the_rest_is_stored(client: redis.Redis) -> None:
+    append(client, *[b"poison"] * 20, document(1), document(2, parent=1))
+    made = worker()
+    steps(made, 6)
+    assert InteractionFlow.objects.count() == 2
+    assert client.xlen(keys.DEAD_LETTERS) == 5
+    assert left(client) == 15
+    made._tell()
+    assert persister_status()["held_back"] == 15
+    # as good as new for whoever takes over
+    made.stop()
+    made.run()
+    assert left(client) == 15
+
+
+@pytest.mark.usefixtures("flooded")
+def test_a_flood_ends_by_itself_when_its_cause_is_mended(client: redis.Redis) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE interaction_flows ADD CONSTRAINT broken CHECK (checkpoint <> 'step')")
+    try:
+        append(client, *(document(n) for n in range(20)))
+        made = worker()
+        steps(made, 4)
+        assert (InteractionFlow.objects.count(), left(client)) == (0, 15)
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE interaction_flows DROP CONSTRAINT broken")
+    steps(made, 6)
+    assert (InteractionFlow.objects.count(), left(client)) == (15, 0)
+    assert made._held_back == set()
+    assert replay_dead_letters(client).stored == 5
+    assert Turn.objects.get().checkpoints == 20
+
+
+@pytest.mark.usefixtures("flooded")
+def test_letters_that_are_taken_away_make_room_for_more(client: redis.Redis, tmp_path: Path) -> None:
+    append(client, *[b"poison"] * 8)
+    made = worker()
+    steps(made, 4)
+    assert (client.xlen(keys.DEAD_LETTERS), left(client)) == (5, 3)
+    call_command("replay_dead_letters", "--move-to", str(tmp_path / "letters"))
+    steps(made, 4)
+    assert (client.xlen(keys.DEAD_LETTERS), left(client)) == (3, 0)
+
+
+def test_it_reads_past_what_has_to_wait(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pending orphans, more than a batch of them, stand before pending checkpoints that can be stored."""
+    monkeypatch.setattr(persister, "BATCH_ENTRIES", 16)
+    orphan = "0199dddd-0000-7000-8000-000000000001"
+    append(client, *(document(n, turn=orphan, parent=999) for n in range(40)), *(document(n) for n in range(1, 6)))
+    first = worker()
+    for number in range(keys.SHARDS):
+        client.xreadgroup(keys.GROUP, keys.CONSUMER, {keys.log_shard(number): ">"})  # delivered, and lost on the way
+    first.stop()
+    first.run()
+    steps(worker(), 40)
+    assert InteractionFlow.objects.count() == 5
+    assert left(client) == 40
+
+
+# --- a full Redis ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full(client: redis.Redis) -> Iterator[Callable[[], None]]:
+    """From when it is called, Redis takes nothing more."""
+    yield lambda: client.config_set("maxmemory", 1)
+    client.config_set("maxmemory", 0)
+
+
+def test_it_makes_room_in_a_full_redis(client: redis.Redis, full: Callable[[], None]) -> None:
+    """It was not there when it filled up: no lease, no group, and poison in between."""
+    append(client, document(1), b"poison", document(2, parent=1))
+    full()
+    with pytest.raises(redis.exceptions.OutOfMemoryError):
+        client.set("x", 1)
+    steps(worker())
+    assert InteractionFlow.objects.count() == 2
+    assert left(client) == 0
+    assert client.xlen(keys.DEAD_LETTERS) == 1
+    assert persister_status()["silent_s"] < 60

@@ -1,12 +1,16 @@
 """The sweep ends the turns of dead processes, and of no others, once."""
 
+import asyncio
 import json
+import threading
 import uuid
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
 import redis
+from django.db import connection
 from django.db.models.functions import Now
 
 from flows import heartbeat, keys, log, sweep
@@ -155,13 +159,43 @@ def test_it_waits_for_the_last_words_of_a_process_that_ended_in_order(monkeypatc
     client.close()
 
 
+def test_it_fences_a_process_off_before_it_ends_its_turns() -> None:
+    """It may only have stood still, and be about to go on."""
+    dead, ended = process(silent_s=40), process(ended=True)
+    running_turn(dead)
+    swept()
+    with sync_client() as client:
+        assert client.exists(keys.fence(dead)) == 1
+        assert client.exists(keys.fence(ended)) == 0, "it left nothing"
+
+
+def test_it_settles_what_a_dead_process_left_unsettled_once_nothing_of_it_is_on_the_way() -> None:
+    """Killed between a turn's end and its charge, or before anything of a turn was acknowledged."""
+    dead = process(silent_s=40)
+    turn = running_turn(dead)
+    store([document(3, turn=turn, parent=1, checkpoint="flow_end", metadata={"outcome": "completed"})])
+    unknown, coming = (f"0199aaaa-0000-7000-8000-{number:08d}0001" for number in (8, 9))
+    settled = Settled()
+    made = Sweep(
+        is_monitored=lambda user_id: False,
+        on_abandoned=settled,
+        left_unsettled=lambda before, later_s: [(each, dead) for each in (turn, unknown, coming)],
+    )
+    with sync_client() as client:
+        client.xadd(keys.log_shard(log.shard_of(coming)), {"d": document(1, turn=coming)})
+        assert made.once() == 0
+        assert sorted(settled.calls) == sorted([(turn, [{"status": "ok", "input_tokens": 3}]), (unknown, [])])
+        assert client.exists(keys.fence(dead)) == 1
+
+
 def test_two_sweeps_at_once_end_a_turn_once_for_everybody() -> None:
     """Each persister has one. The second entry repeats the first one's id, so every reader drops it."""
     turn = running_turn(process(silent_s=40))
     sweeps = [Sweep(is_monitored=lambda user_id: True, on_abandoned=Settled()) for _ in range(2)]
     sweeps[0].once()  # claims
     # both look before either has written
-    found = [each._nowhere_on_the_way(each._postgres_now()) for each in sweeps]
+    before = sweeps[0]._postgres_now()
+    found = [each._nowhere_on_the_way(lambda: Sweep._left_open(before)) for each in sweeps]
     assert [len(turns) for turns in found] == [1, 1]
     for each, (open_turn,) in zip(sweeps, found, strict=True):
         each._abandon(*open_turn)
@@ -227,8 +261,16 @@ def test_it_does_not_judge_right_after_it_stood_still_itself(monkeypatch: pytest
     assert judged(3) is False
 
 
-async def test_a_process_that_was_declared_dead_ends_its_turns_and_begins_anew(tracker: FlowTracker) -> None:
-    pulse = heartbeat.Heartbeat(tracker)
+@pytest.fixture
+async def pulse(tracker: FlowTracker) -> AsyncIterator[heartbeat.Heartbeat]:
+    made = heartbeat.Heartbeat(tracker)
+    yield made
+    await made.lane.close()
+
+
+async def test_a_process_that_was_declared_dead_ends_its_turns_and_begins_anew(
+    tracker: FlowTracker, pulse: heartbeat.Heartbeat
+) -> None:
     await pulse.once()
     before = tracker.process_id
     turn = tracker.begin(user_id="bob@example.com", session_id="s")
@@ -248,8 +290,38 @@ async def test_a_process_that_was_declared_dead_ends_its_turns_and_begins_anew(t
     assert [str(row.process_id) for row in alive] == [tracker.process_id]
 
 
-async def test_a_process_that_was_late_but_not_declared_dead_goes_on(tracker: FlowTracker) -> None:
-    pulse = heartbeat.Heartbeat(tracker)
+async def test_a_busy_process_beats_all_the_same(tracker: FlowTracker, pulse: heartbeat.Heartbeat) -> None:
+    """All of its threads, and so all connections they may have, are taken by something that takes long."""
+    release = threading.Event()
+    busy = [asyncio.ensure_future(in_database(release.wait, 20)) for _ in range(50)]
+    try:
+        await asyncio.wait_for(pulse.once(), 10)
+    finally:
+        release.set()
+    await asyncio.gather(*busy)
+    assert await in_database(lambda: str(ServingProcess.objects.get().process_id)) == tracker.process_id
+
+
+async def test_a_beat_goes_on_after_its_connection_was_cut(tracker: FlowTracker, pulse: heartbeat.Heartbeat) -> None:
+    def cut() -> int:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            return cursor.fetchone()[0]
+
+    await pulse.once()
+    before = await in_database(lambda: ServingProcess.objects.get().seen_at)
+    assert await in_database(cut) >= 1
+    await pulse.once()
+    await pulse.once()
+    assert await in_database(lambda: ServingProcess.objects.get().seen_at) > before
+
+
+async def test_a_process_that_was_late_but_not_declared_dead_goes_on(
+    tracker: FlowTracker, pulse: heartbeat.Heartbeat
+) -> None:
     await pulse.once()
     before = tracker.process_id
     await pulse.once()

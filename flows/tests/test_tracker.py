@@ -12,7 +12,7 @@ import pytest
 from django.db import OperationalError
 
 from flows import flusher as flusher_module
-from flows import keys, log
+from flows import heartbeat, keys, log
 from flows import tracker as tracker_module
 from flows.models import InteractionFlow, Turn
 from flows.redis import get_redis, sync_client
@@ -211,6 +211,73 @@ async def test_it_stores_whole_turns_while_redis_is_away(valkey: OwnValkey, how:
     assert set(await names()) == {"auth_check", "block_check"}
     turn.end("completed")
     assert await turn.acknowledged(5) == 3
+    await tracker.flusher.stop()
+
+
+async def test_it_stores_directly_while_redis_is_full(valkey: OwnValkey) -> None:
+    tracker = FlowTracker()
+    turn, root = begin(tracker)
+    await turn.acknowledged(5)
+    await get_redis().config_set("maxmemory", 1)
+    turn.record("block_check", root)
+    assert await turn.acknowledged(10) == 2
+    assert tracker.flusher.redis_away is True
+    assert await in_database(InteractionFlow.objects.count) == 2
+    await get_redis().config_set("maxmemory", 0)
+    await came_back(tracker)
+    assert await names() == ["auth_check", "auth_check", "block_check"]  # the first twice: readers know it
+    await tracker.flusher.stop()
+
+
+async def test_it_loses_no_more_than_what_postgresql_refuses(settings: object, caplog: object) -> None:
+    """Without Redis there is nowhere to set it aside; the rest of its turn, and other turns, are stored."""
+    settings.REDIS_ENABLED = False
+    tracker = FlowTracker()
+    turn, root = begin(tracker)
+    bad = turn.record("step", root)
+    bad._document = bad.document.replace(b'"step"', b'"\\ud800"')
+    turn.end("completed")
+    other, _ = begin(tracker, "charlie@example.com")
+    other.end("completed")
+    await other.acknowledged(10)
+    assert await turn.acknowledged(10) == 2
+    assert (turn.recorded, turn.given_up, tracker.given_up) == (3, 1, 1)
+    stored = await in_database(lambda: set(InteractionFlow.objects.values_list("checkpoint", "user_id")))
+    assert stored == {(name, user) for name in ("auth_check", "flow_end") for user in (BOB, "charlie@example.com")}
+    await tracker.flusher.stop()
+
+
+async def test_a_process_that_was_declared_dead_writes_nothing_more_of_its_turns(tracker: FlowTracker) -> None:
+    """The sweep has ended them: no turn may be seen to end twice. What it begins now is another matter."""
+    turn, root = begin(tracker)
+    await turn.acknowledged(5)
+    before = tracker.process_id
+    left = asyncio.Event()
+    turn.cancel = left.set
+    await get_redis().set(keys.fence(before), 1)
+    turn.record("block_check", root)
+    assert await turn.acknowledged(5) == 1
+    assert left.is_set()
+    assert tracker.process_id != before
+    assert (turn.end("completed"), turn.given_up, tracker.given_up) == (None, 1, 1)
+    fresh, _ = begin(tracker)
+    assert await fresh.acknowledged(5) == 1
+    assert await names() == ["auth_check", "auth_check"]
+
+
+async def test_it_is_not_fooled_about_its_death_while_redis_is_away(settings: object) -> None:
+    settings.REDIS_ENABLED = False
+    tracker = FlowTracker()
+    turn, root = begin(tracker)
+    await turn.acknowledged(10)
+    await in_database(heartbeat.beat, tracker.process_id, 0)
+    await in_database(heartbeat.end, tracker.process_id)
+    turn.record("block_check", root)
+    assert await turn.acknowledged(10) == 1
+    assert turn.given_up == 1
+    fresh, _ = begin(tracker)
+    assert await fresh.acknowledged(10) == 1
+    assert await in_database(InteractionFlow.objects.count) == 2
     await tracker.flusher.stop()
 
 

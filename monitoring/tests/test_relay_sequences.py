@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from flows import keys, log
 from flows.history import wire_time
 from flows.models import InteractionFlow
-from flows.redis import get_redis, sync_client
+from flows.redis import get_redis
 from flows.tracker import FlowTracker
 from monitoring.models import MonitoredUser
 from monitoring.tests.test_relay import persist

@@ -5,7 +5,6 @@ without Django, since it runs three times a minute.
 """
 
 import sys
-import time
 
 import redis
 
@@ -21,10 +20,11 @@ def problem() -> str:
         return ""
     try:
         with redis.Redis.from_url(env.redis_url(), socket_timeout=3, socket_connect_timeout=3) as client:
-            at = client.hget(keys.PERSISTER, "at")
+            # both by Redis' clock: this machine's may differ from that of the persister's
+            (seconds, _), at = client.pipeline(transaction=False).time().hget(keys.PERSISTER, "at").execute()
     except redis.RedisError as problem:
         return f"Redis does not answer: {problem}"
-    silent_s = time.time() - float(at) if isinstance(at, bytes) else None
+    silent_s = seconds - float(at) if isinstance(at, bytes) else None
     if silent_s is None or silent_s > SILENT_S:
         return "no persister has spoken" + ("" if silent_s is None else f" for {silent_s:.0f} s")
     return ""
