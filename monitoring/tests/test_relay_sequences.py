@@ -150,6 +150,8 @@ class World:
     async def repeat(self, number: int) -> None:
         """A retried append. It follows its first try at once, so never one that vanished meanwhile."""
         if self.valkey.alive and self.may_be_repeated and not self.forgets:
+            # a Redis that was started anew may not know the script yet
+            await get_redis().script_load(log.APPEND.source)
             words = log.pack_append(self.may_be_repeated[-number:], watchlist.is_monitored)
             await get_redis().execute_command(*words)
 
