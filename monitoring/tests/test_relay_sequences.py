@@ -24,6 +24,7 @@ from flows.history import wire_time
 from flows.models import InteractionFlow
 from flows.redis import get_redis
 from flows.tracker import FlowTracker
+from monitoring import consumers
 from monitoring.models import MonitoredUser
 from monitoring.tests.test_relay import persist
 from monitoring.tests.watching import Page, Script, break_subscriptions, in_stream
@@ -397,4 +398,6 @@ async def end(tracker: FlowTracker) -> None:
     if tracker.flusher is not None:
         await tracker.flusher.stop()
     await watchlist.stop()
+    # lines of the access log that are still on their way belong to this loop
+    await asyncio.gather(*consumers._last_lines)
     await get_redis().aclose()

@@ -318,8 +318,10 @@ class Page:
                 socket.acknowledge(self.cursor)
 
     def _hear_of_monitoring(self, message: dict[str, Any]) -> None:
-        """A new period begins with a new picture."""
+        """A new period begins with a new picture; the rest of a snapshot that is half sent never comes."""
         self.monitoring.append(message)
+        if not message["active"]:
+            self._in_snapshot = False
         if message["active"] and not self._active:
             self._anew = True
         self._active = message["active"]
