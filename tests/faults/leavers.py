@@ -37,7 +37,7 @@ class Moment:
 MOMENTS = (
     # he is gone before anybody has looked at his question: that there is no turn is right as well
     Moment("at once", "script:hang", paths=(STREAM, WHOLE)),
-    Moment("while the model is silent", "script:hang", waits_s=0.3, paths=(STREAM, WHOLE)),
+    Moment("while the model is silent", "script:hang", waits_s=1.0, paths=(STREAM, WHOLE)),
     Moment("before the first token", "script:hang", sees=b"event: session"),
     Moment("in the middle", "script:hang_in_middle", sees=b"event: token"),
     Moment("between two tokens", "script:slow", sees=b"time"),
