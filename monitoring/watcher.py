@@ -105,9 +105,10 @@ class Watcher:
     """One open socket. All methods but `_write` and what it calls are plain calls that never wait."""
 
     __slots__ = (
-        "_closing", "_credit", "_epoch", "_generation", "_half_sent", "_known", "_loop", "_on_gone", "_outbox", "_part_number",
-        "_parts", "_patience", "_period", "_place", "_reading", "_resuming", "_retry", "_saw_some", "_send_to_client",
-        "_sending_since", "_words", "_writer", "admission", "closed", "feed", "ping_at_s", "since_when",
+        "_closing", "_credit", "_epoch", "_generation", "_half_sent", "_known", "_loop", "_on_gone", "_outbox",
+        "_part_number", "_parts", "_patience", "_period", "_place", "_reading", "_resuming", "_retry", "_saw_some",
+        "_send_to_client", "_sending_since", "_words", "_writer", "admission", "closed", "feed", "ping_at_s",
+        "since_when",
     )  # fmt: skip
 
     def __init__(

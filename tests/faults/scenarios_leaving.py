@@ -67,8 +67,8 @@ async def leaving(rig: Rig) -> Outcome:
 
 def _noticed(rig: Rig, leavers: list[Leaver]) -> dict[str, float]:
     """From leaving to the turn's end, of those whose model would have gone on for an hour."""
-    ends = "SELECT turn_id::text, extract(epoch FROM created_at)::float8 FROM interaction_flows WHERE checkpoint = 'flow_end'"
-    ended = dict(rig.omni2.sql(ends))
+    ends = "SELECT turn_id::text, extract(epoch FROM created_at)::float8 FROM interaction_flows"
+    ended = dict(rig.omni2.sql(f"{ends} WHERE checkpoint = 'flow_end'"))
     found = {}
     for server, url in zip(("daphne", "uvicorn"), rig.omni2.urls, strict=True):
         delays = [

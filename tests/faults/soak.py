@@ -34,8 +34,8 @@ SCRIPTS = (
     "error_in_middle", "bad_json", "strange_shape", "odd_text", "paced words=8 pace=0.3",
 )  # fmt: skip
 
-PAGES = ("/history/", "/history/turns/", "/analytics/", "/live/", "/chat/")
-API = ("/api/v1/turns?limit=20", "/api/v1/monitoring/users", "/readyz")
+PAGES = ("/flows/", "/analytics/", "/live/", "/chat/")
+API = ("/api/v1/turns?limit=20", "/api/v1/flows/user/soak-n0@example.com?limit=200", "/api/v1/monitoring/users")
 
 MEMORY_SHARE, MEMORY_LEAST_KIB = 0.15, 24 * 1024
 """How much more a process may hold after the last stretch than after the warm-up. An allocator gives little
@@ -159,7 +159,7 @@ class World:
             url = self.random.choice(self.omni2.urls)
             status = await asyncio.to_thread(self._get, url + path)
             self.read += 1
-            if status >= 500 and path != "/readyz":
+            if status != 200:
                 self.watcher_problems.append(f"{path} answered {status}")
             await _pause(stop, 0.3)
 
