@@ -65,19 +65,19 @@ async def soak(rig: Rig) -> Outcome:
     await asyncio.to_thread(rig.block, blocked)
     await asyncio.to_thread(rig.monitor, crowd[:3])
     world = World(rig, crowd, blocked, ada, await asyncio.to_thread(omni2.sign_in, "ada@example.com"))
-    await world.stretch(max(LEAST_WARM_UP_S, stretch_s))
-    rests = [await asyncio.to_thread(_rest, omni2)]
-    before = rests[0][0]
-    for _ in range(STRETCHES):
-        await world.stretch(stretch_s)
-        still = await asyncio.to_thread(grown, omni2, before)
+    print(_line({name: name for name in COLUMNS}))
+    rests, still = [], []
+    for number in range(STRETCHES + 1):
+        await world.stretch(stretch_s if number else max(LEAST_WARM_UP_S, stretch_s))
+        if rests:
+            still = await asyncio.to_thread(grown, omni2, rests[0][0])
         rests.append(await asyncio.to_thread(_rest, omni2))
+        print(_line(rests[-1][0].row()), "at rest", still or "")
     users = [person.email for person in (*crowd, blocked)]
     found = await asyncio.to_thread(arithmetic.compare, omni2, world.told, users)
     outcomes = dict(omni2.sql("SELECT turn_id::text, outcome FROM turns WHERE user_id = ANY(%s)", users))
     found.problems += [*still, *problems(world.leavers, outcomes), *world.watcher_problems, *_grown(rests)]
     rows = [{**rest.row(), **more} for rest, more in rests]
-    _print(world.samples, rows)
     figures = {
         "minutes": rig.plan.minutes,
         "leavers": len(world.leavers),
@@ -176,6 +176,7 @@ class World:
         while not stop.is_set():
             row = (await asyncio.to_thread(footprint, self.omni2)).row()
             self.samples.append({"at_s": round(time.monotonic() - self._began), **row})
+            print(_line(self.samples[-1]))
             await _pause(stop, SAMPLE_EVERY_S)
 
 
@@ -220,13 +221,5 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def _print(samples: Sequence[dict[str, Any]], rests: Sequence[dict[str, Any]]) -> None:
-    def line(row: dict[str, Any]) -> str:
-        return "  ".join(f"{row.get(name, ''):>{max(8, len(name))}}" for name in COLUMNS)
-
-    print(line({name: name for name in COLUMNS}))
-    for row in samples[:: max(1, len(samples) // 20)]:
-        print(line(row))
-    print("at rest, after the warm-up and after each stretch:")
-    for row in rests:
-        print(line(row))
+def _line(row: dict[str, Any]) -> str:
+    return "  ".join(f"{row.get(name, ''):>{max(8, len(name))}}" for name in COLUMNS)
