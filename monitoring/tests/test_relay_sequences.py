@@ -75,6 +75,7 @@ STEP = st.one_of(
     st.tuples(st.sampled_from(["leave", "reset"]), A_PAGE),
     st.tuples(st.just("show_all"), A_PAGE),
     st.tuples(st.sampled_from(["stall", "go_on", "wear_out", "choke"]), A_PAGE),
+    st.tuples(st.sampled_from(["miss_a_trim", "miss_an_expiry", "miss_a_restart", "miss_a_period"]), A_PAGE),
     st.tuples(st.just("repeat"), st.integers(1, 5)),
     st.tuples(st.just("trim"), st.integers(1, 15)),
     st.tuples(st.just("expire"), NOTHING),
@@ -215,6 +216,30 @@ class World:
             await page.until(lambda page: page.closed is not None or page.visible == expected)
             if page.closed is not None:  # too slow on a machine as busy as this
                 await self.show_all(number)
+
+    # --- what a page misses that was shown all --------------------------------------------------------
+
+    async def _miss(self, number: int, *happens: Any) -> None:
+        await self.show_all(number)
+        await self.leave(number)
+        await self.record(8)
+        for happen in happens:
+            await happen(3)
+        await self.record(1)
+        await self.come(number)
+
+    async def miss_a_trim(self, number: int) -> None:
+        """The beginning of its gap is not in the log any more, the end is."""
+        await self._miss(number, self.trim)
+
+    async def miss_an_expiry(self, number: int) -> None:
+        await self._miss(number, self.expire)
+
+    async def miss_a_restart(self, number: int) -> None:
+        await self._miss(number, self.kill_redis, self.record, self.start_redis)
+
+    async def miss_a_period(self, number: int) -> None:
+        await self._miss(number, self.disable, self.record, self.enable)
 
     # --- the servers ---------------------------------------------------------------------------------
 

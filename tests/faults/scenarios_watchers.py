@@ -163,7 +163,7 @@ async def watchers_cut(rig: Rig) -> Outcome:
                 await asyncio.to_thread(process.end)
                 process.start()
                 await asyncio.to_thread(rig.omni2.wait_until_ready)
-            there = [each for each in round_.watchers if each.page.socket is not None and each.page.closed is None]
+            there = [each for each in round_.watchers if each.is_connected]
             if there:
                 how = rig.random.choice(("close", "reset"))
                 watcher = rig.random.choice(there)

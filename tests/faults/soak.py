@@ -141,7 +141,7 @@ class World:
                 watcher.start()
             for _ in range(10):
                 await _pause(stop, self.random.uniform(0.5, 2))
-                there = [each for each in watchers if each.page.socket is not None and each.page.closed is None]
+                there = [each for each in watchers if each.is_connected]
                 if there:
                     with contextlib.suppress(Exception):
                         await getattr(self.random.choice(there).page.socket, self.random.choice(("close", "reset")))()
