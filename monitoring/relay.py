@@ -25,6 +25,7 @@ from flows import keys, log
 from flows.flusher import REDIS_AWAY
 from flows.preroll import Preroll, created_at_of, flow_id_of, preroll
 from flows.redis import new_connection
+from flows.status import tracking_status
 from monitoring import messages
 from monitoring.admission import still_allowed
 from monitoring.messages import START, NotAnEvent, Place
@@ -256,6 +257,7 @@ class Relay:
         self.feeds: dict[str, Feed] = {}
         self.connected = False
         self.trouble = False
+        self._told_live = "on"
         self.prerolls_at_once = asyncio.Semaphore(PREROLLS_AT_ONCE)
         self._loop = asyncio.get_running_loop()
         self._by_channel: dict[bytes, Feed] = {}
@@ -271,10 +273,11 @@ class Relay:
 
     @property
     def live(self) -> str:
-        """What the pages say: "on", "degraded" while Redis is away, "off" without it."""
+        """What the pages say: "on"; "degraded" while Redis is away, or takes no checkpoints (it may be full), so
+        that they come late; "off" without it."""
         if not settings.REDIS_ENABLED:
             return "off"
-        return "degraded" if self.trouble else "on"
+        return "degraded" if self.trouble or tracking_status()["redis_away"] else "on"
 
     # --- watchers come and go -----------------------------------------------------------------------
 
@@ -434,8 +437,13 @@ class Relay:
             feed.lose()
 
     def _note_trouble(self, trouble: bool) -> None:
-        if self.trouble != trouble:
-            self.trouble = trouble
+        self.trouble = trouble
+        self._tell_live()
+
+    def _tell_live(self) -> None:
+        """Say at once how live is doing when that has changed; the usual pings say it as well."""
+        if self._told_live != self.live:
+            self._told_live = self.live
             self._ping(self.watchers)
 
     async def _check_positions(self) -> None:
@@ -458,6 +466,7 @@ class Relay:
             for watcher in watchers:
                 watcher.look_at_time(now_s)
             self._ping([watcher for watcher in watchers if watcher.ping_at_s <= now_s])
+            self._tell_live()
 
     def _ping(self, watchers: Iterable[Watcher]) -> None:
         text = messages.ping(server_time=watchlist.now(), live=self.live)

@@ -196,7 +196,7 @@ class Panel {
       if (page.may_manage && other?.known !== false) parts.push(button(other?.ended_at ? "Watch again" : "Watch now", { symbol: "visibility" }, () => openSheet(this.userId)));
       else if (!page.may_manage) parts.push("Somebody who may manage monitoring can enable it.");
     } else if (this.level === "degraded") {
-      parts.push("Redis does not answer at the moment. Chats go on and every checkpoint is kept; this panel catches up by itself.");
+      parts.push("Redis takes no checkpoints at the moment. Chats go on and every checkpoint is kept; this panel catches up by itself.");
     }
     const key = parts.map((part) => part.textContent ?? part).join("|");
     if (key === this.noteKey) return;
