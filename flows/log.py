@@ -23,6 +23,10 @@ RECENT_ENTRIES = 10_000
 RECENT_SECONDS = 24 * 3600
 """How long it keeps them after the last one."""
 
+EXPIRY_MARGIN_SECONDS = 60
+"""So much earlier a reader takes a stream for expired than Redis does: what he asks for and what he is
+told lie that far apart at most."""
+
 # Besides the epoch the name of the log's life, `origin`: it changes only when Redis was restarted, failed
 # over or flushed, so that what was acknowledged may be gone.
 _ENSURE_EPOCH = """
@@ -38,7 +42,7 @@ local function run_id() return string.match(redis.call('INFO', 'server'), 'run_i
 # KEYS: epoch, the writer's fence, then streams. Nothing is written, and the answer is FENCED, when the
 # writer was declared dead: its turns were ended, and no turn may be seen to end twice.
 # The answer is the log's origin.
-# ARGV: run_id, candidate epoch, entries kept, seconds kept, number of users, 1 for a new epoch else 0,
+# ARGV: run_id, candidate epoch, entries kept, milliseconds kept, number of users, 1 for a new epoch else 0,
 # then per user: his stream's place in KEYS, his channel or '' when nobody watches him;
 # then per checkpoint: shard's place in KEYS (0: not for the hand-off log), user's number, document.
 # What is not new changes the epoch in the same step: a pre-roll may have had it from PostgreSQL already, so
@@ -72,7 +76,7 @@ for i = first, #ARGV, 3 do
     last[u] = cursor
   end
 end
-for u = 1, users do redis.call('EXPIRE', KEYS[tonumber(ARGV[5 + u * 2])], ARGV[4]) end
+for u = 1, users do redis.call('PEXPIRE', KEYS[tonumber(ARGV[5 + u * 2])], ARGV[4]) end
 return origin
 """
 )
@@ -205,7 +209,7 @@ def reaches_back(position: Position, stream_id: str) -> bool:
     if position.first_id is not None and id_order(stream_id) >= id_order(position.first_id):
         return True
     age_ms = position.now_ms - id_order(stream_id)[0]
-    return position.nothing_trimmed and age_ms < (RECENT_SECONDS - 60) * 1000
+    return position.nothing_trimmed and age_ms < (RECENT_SECONDS - EXPIRY_MARGIN_SECONDS) * 1000
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -319,6 +323,7 @@ def pack_append(
             ]
         shard = place(keys.LOG_SHARDS[shard_of(line.turn_id)]) if way != "around" else b"0"
         body += [shard, number, line.document]
-    head = [run_id, new_epoch_name(), b"%d" % RECENT_ENTRIES, b"%d" % RECENT_SECONDS, b"%d" % len(users)]
+    kept_ms = b"%d" % (RECENT_SECONDS * 1000)
+    head = [run_id, new_epoch_name(), b"%d" % RECENT_ENTRIES, kept_ms, b"%d" % len(users)]
     head.append(b"0" if way == "live" else b"1")
     return [b"EVALSHA", APPEND.digest, b"%d" % len(names), *names, *head, *user_words, *body]

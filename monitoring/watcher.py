@@ -105,9 +105,10 @@ class Watcher:
     """One open socket. All methods but `_write` and what it calls are plain calls that never wait."""
 
     __slots__ = (
-        "_closing", "_credit", "_epoch", "_generation", "_known", "_loop", "_on_gone", "_outbox", "_part_number",
-        "_parts", "_patience", "_period", "_place", "_reading", "_resuming", "_retry", "_saw_some", "_send_to_client",
-        "_sending_since", "_words", "_writer", "admission", "closed", "feed", "ping_at_s", "since_when",
+        "_closing", "_credit", "_epoch", "_generation", "_half_sent", "_known", "_loop", "_on_gone", "_outbox",
+        "_part_number", "_parts", "_patience", "_period", "_place", "_reading", "_resuming", "_retry", "_saw_some",
+        "_send_to_client", "_sending_since", "_words", "_writer", "admission", "closed", "feed", "ping_at_s",
+        "since_when",
     )  # fmt: skip
 
     def __init__(
@@ -148,6 +149,8 @@ class Watcher:
         self._saw_some = admission.after is not None
         # whether a snapshot is due or half sent, though he may not be behind
         self._resuming = admission.after is not None
+        # whether a fresh snapshot was begun and not ended
+        self._half_sent = False
         self._known: set[bytes] | None = None
         # changes whenever what is being read for him has become worthless
         self._generation = 0
@@ -184,6 +187,8 @@ class Watcher:
         self._period = period
         self._words.append(messages.monitoring(change, period))
         if is_new:
+            # this word ends a snapshot that is half sent, as the contract says
+            self._half_sent = False
             self._start_afresh(saw_some=False)
         self.wake()
 
@@ -313,6 +318,7 @@ class Watcher:
         if part.place is not None:
             self._place = part.place
         self._saw_some = self._saw_some or bool(part.documents)
+        self._half_sent = part.more and not part.complete
         text = messages.snapshot(part.documents, complete=part.complete, cursor=part.cursor, more=part.more)
         if part.cursor is not None:
             self._spend(part.cursor, sum(map(len, part.documents)))
@@ -345,6 +351,8 @@ class Watcher:
     def _give_up(self) -> None:
         """Nothing can be said to this client any more, not even goodbye."""
         self.closed = True
+        # said once: each word of it grants the client another ten seconds to go
+        self._sending_since = None
         if self._writer is not None:
             self._writer.cancel()
         self._on_gone()
@@ -361,6 +369,10 @@ class Watcher:
 
     def _start_afresh(self, *, saw_some: bool) -> None:
         """Forget where he stood: a pre-roll comes next, and what was being read is worthless."""
+        if self._half_sent:
+            # or the next one, fresh as well, would be taken for the rest of this one
+            self._words.append(messages.snapshot([], complete=False, cursor=None, more=False))
+            self._half_sent = False
         self._generation += 1
         self._epoch, self._place = "", None
         self._saw_some = saw_some

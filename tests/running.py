@@ -368,6 +368,20 @@ def _prepare(folder: Path, *, own_postgres: bool, valkey: Mapping[str, str], env
     return omni2
 
 
+@contextmanager
+def own_valkey() -> Iterator[tuple[Process, Path]]:
+    """A Valkey that a test may kill and start again, and the folder of its files; its address is
+    `embedded.valkey_url(folder / "s" / "v")`."""
+    folder = Path(tempfile.mkdtemp(prefix="vk-", dir=os.environ["OMNI2_TEST_FOLDER"]))
+    process = _valkey(folder, {})
+    try:
+        yield process, folder
+    finally:
+        if process.alive:
+            process.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _valkey(folder: Path, settings: Mapping[str, str]) -> Process:
     socket_, data = folder / "s" / "v", folder / "vk"
     for each in (socket_.parent, data):

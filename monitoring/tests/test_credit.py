@@ -2,12 +2,16 @@
 
 import asyncio
 import json
+import uuid
 from typing import Any
 
 import pytest
 
+from flows import keys
+from flows.redis import get_redis
 from flows.tracker import FlowTracker
-from monitoring.tests.watching import BOB, Closed, Page, Script, Socket, enable, in_stream
+from monitoring.relay import relay_here
+from monitoring.tests.watching import BOB, Closed, Page, Script, Socket, disable, enable, in_stream, settle
 from monitoring.watcher import Credit
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -154,7 +158,8 @@ async def test_it_leaves_a_client_that_takes_nothing(
     live: FlowTracker, bob: Any, olga: Any, olga_token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`send` never returns: nothing can be said to him, not even goodbye; the socket's task ends."""
-    monkeypatch.setattr("monitoring.consumers.GOODBYE_S", 0.1)
+    # as in life, time is looked at several times before he has to be gone
+    monkeypatch.setattr("monitoring.consumers.GOODBYE_S", 0.5)
     monkeypatch.setattr("monitoring.relay.TICK_S", 0.1)
     await enable(olga)
     socket = Socket(token=olga_token)
@@ -164,3 +169,61 @@ async def test_it_leaves_a_client_that_takes_nothing(
     await flood(live, 10)
     assert socket.task is not None
     await asyncio.wait_for(socket.task, 20)
+
+
+@pytest.fixture
+def in_small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot of three checkpoints a part, and credit for ten parts."""
+    monkeypatch.setattr("monitoring.messages.PART_CHECKPOINTS", 3)
+    monkeypatch.setattr("monitoring.watcher.CREDIT_FRAMES", 10)
+
+
+async def change_epoch() -> None:
+    """Checkpoints went around the log, and the relay has seen it."""
+    feed, epoch = relay_here().feeds[BOB], uuid.uuid4().hex[:12]
+    await get_redis().hset(keys.EPOCH, "epoch", epoch)
+    feed.synchronise()
+    await settle(lambda: feed.epoch == epoch)
+
+
+@pytest.mark.usefixtures("in_small_parts")
+@pytest.mark.parametrize("times", [1, 2, 3])
+async def test_it_begins_anew_in_the_middle_of_a_snapshot(
+    times: int, live: FlowTracker, bob: Any, olga: Any, olga_token: str
+) -> None:
+    """The log restarts while a snapshot is half sent, and again while the fresh one is."""
+    await enable(olga)
+    for _ in range(5):
+        await Script(live).run()
+    page = Page(olga_token, acknowledges=False)
+    async with page:
+        for _ in range(times):
+            await page.until(lambda page: len(page.shown) == 30)
+            assert page._in_snapshot
+            before = len(page.snapshots)
+            await change_epoch()
+            page.socket.acknowledge(page.cursor)
+            await page.until(lambda page, before=before: len(page.snapshots) > before)
+        page.acknowledges = True
+        page.socket.acknowledge(page.cursor)
+        last = await Script(live).run()
+        await page.until(lambda page: last[-1] in page.shown)
+        assert page.visible == await in_stream()
+
+
+@pytest.mark.usefixtures("in_small_parts")
+async def test_monitoring_that_ends_in_the_middle_of_a_snapshot_ends_it(
+    live: FlowTracker, bob: Any, olga: Any, olga_token: str
+) -> None:
+    """And the next period begins with a whole one."""
+    await enable(olga)
+    for _ in range(5):
+        await Script(live).run()
+    page = Page(olga_token, acknowledges=False)
+    async with page:
+        await page.until(lambda page: len(page.shown) == 30)
+        await disable(olga)
+        page.acknowledges = True
+        await enable(olga)
+        page.socket.acknowledge(page.cursor)
+        await page.until_shown(await in_stream())

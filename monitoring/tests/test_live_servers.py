@@ -1,6 +1,7 @@
 """Live delivery over the network: real web processes, on Daphne and on uvicorn alike."""
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
@@ -12,7 +13,8 @@ from flows.flusher import REDIS_AWAY
 from flows.redis import get_redis
 from flows.tracker import FlowTracker
 from monitoring.tests.watching import Closed, Page, Script, WireSocket, break_subscriptions, in_stream
-from tests.running import Process, Running, eventually, running
+from tests.faults.footprint import resident_kib
+from tests.running import Process, Running, eventually, get, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.django_db(transaction=True)]
 
@@ -108,7 +110,7 @@ async def test_a_turn_is_seen_whole_and_once_on_every_process(
         await break_subscriptions()
         expected += await Script(tracker, bob).run()
         pages[0].connect, pages[1].connect = pages[1].connect, pages[0].connect
-        await pages[number % 2].leave()
+        await pages[number % 2].leave(reset=number >= 2)
         expected += await Script(tracker, bob).run()
         await pages[number % 2].open()
     assert await in_stream(bob) == expected
@@ -118,19 +120,44 @@ async def test_a_turn_is_seen_whole_and_once_on_every_process(
         await each.leave()
 
 
-async def test_whoever_acknowledges_nothing_is_closed_and_comes_back_whole(
+async def test_whoever_takes_nothing_is_closed_and_comes_back_whole(
     omni2: Running, tracker: FlowTracker, bob: str, page: Callable[..., Page]
 ) -> None:
-    slow = page(omni2.url, acknowledges=False)
+    """One reads and does not acknowledge; four do not even read what 16 MiB of checkpoints make of frames for each."""
+    slow, stalled = page(omni2.url, acknowledges=False), [page(omni2.url, acknowledges=False) for _ in range(4)]
+    before_kib = resident_kib(omni2.web[0])
     async with slow:
-        await slow.until_snapshots(1)
-        await asyncio.gather(*(Script(tracker, bob).run() for _ in range(80)))
+        for each in (slow, *stalled):
+            if each is not slow:
+                await each.open()
+            await each.until_snapshots(1)
+        for each in stalled:
+            each.socket.connection.transport.pause_reading()
+        made = await flood(tracker, bob, checkpoints=2000, size=7900)
         await slow.until(lambda page: page.closed is not None)
         assert slow.closed == 4408
-    slow.acknowledges = True
-    async with slow:
-        await slow.until_shown(await in_stream(bob))
-        assert all(slow.snapshots)
+        await asyncio.to_thread(eventually, lambda: watchers(omni2.url) == 0, "those who read nothing are let go")
+        # four megabytes of credit, and as much in buffers; without a bound it were 64
+        assert resident_kib(omni2.web[0]) - before_kib < 4 * 10 * 1024
+    for each in (slow, *stalled):
+        await each.leave(reset=True)
+        each.acknowledges = True
+        async with each:
+            await each.until_shown(made)
+            assert all(each.snapshots)
+
+
+async def flood(tracker: FlowTracker, user_id: str, *, checkpoints: int, size: int) -> list[str]:
+    """One turn of so many, each so large; their flow_ids."""
+    turn = tracker.begin(user_id=user_id, session_id="s")
+    made = [turn.record("auth_check", status="passed")]
+    made += [turn.record("note", made[0], n=n, text="x" * size) for n in range(checkpoints - 1)]
+    await turn.acknowledged(30)
+    return [each.flow_id for each in made]
+
+
+def watchers(url: str) -> int:
+    return json.loads(get(url + "/readyz", timeout_s=20)[1])["checks"]["relay"]["watchers"]
 
 
 async def test_it_survives_the_end_of_its_web_process(

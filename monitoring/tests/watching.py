@@ -6,6 +6,8 @@ The socket is the real ASGI application; Redis, PostgreSQL, the tracker and the 
 import asyncio
 import contextlib
 import json
+import socket
+import struct
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
@@ -65,6 +67,7 @@ class Socket:
         self.outbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.subprotocol: str | None = None
         self.stuck: asyncio.Event | None = None
+        self.is_reset = False
         self.task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Socket":
@@ -77,6 +80,8 @@ class Socket:
     async def open(self) -> None:
         self.outbox.put_nowait({"type": "websocket.connect"})
         self.task = asyncio.create_task(websocket_application(self.scope, self.outbox.get, self._send))
+        # a server drops the connection of an application that has ended
+        self.task.add_done_callback(lambda _: self.inbox.put_nowait({"type": "websocket.close", "code": 1006}))
         first = await self._next()
         if first["type"] == "websocket.close":
             await self.task
@@ -87,6 +92,8 @@ class Socket:
     async def _send(self, message: dict[str, Any]) -> None:
         if self.stuck is not None:
             await self.stuck.wait()
+        if self.is_reset:
+            raise OSError("the connection was reset")
         self.inbox.put_nowait(message)
 
     async def _next(self) -> dict[str, Any]:
@@ -119,6 +126,13 @@ class Socket:
         """The client goes away."""
         if self.task is not None:
             self.outbox.put_nowait({"type": "websocket.disconnect", "code": 1000})
+            await asyncio.wait_for(self.task, WAIT_S)
+
+    async def reset(self) -> None:
+        """The connection is torn off: `send` fails from now on, as under uvicorn, and nobody says goodbye."""
+        self.is_reset = True
+        if self.task is not None:
+            self.outbox.put_nowait({"type": "websocket.disconnect", "code": 1006})
             await asyncio.wait_for(self.task, WAIT_S)
 
     async def until_closed(self) -> int:
@@ -199,6 +213,15 @@ class WireSocket:
     async def close(self) -> None:
         await self.connection.close()
 
+    async def reset(self) -> None:
+        """Tear the connection off: an RST instead of a goodbye, and what was not read yet is lost."""
+        transport = self.connection.transport
+        linger = struct.pack("ii", 1, 0)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        transport.abort()
+        with contextlib.suppress(ConnectionClosed):
+            await self.connection.wait_closed()
+
 
 class Page:
     """A live page: shows each checkpoint once, in the order it came, and comes back with its cursor.
@@ -224,7 +247,13 @@ class Page:
         self.socket: Any = None
         self.reader: asyncio.Task[None] | None = None
         self.closed: int | None = None
+        self.since = ""
+        """only what was made since then is looked at: a page may still show what its watcher was sent before"""
+        self.is_placed = False
+        """whether the last snapshot led to a place in the log; while Redis is away it does not"""
         self._in_snapshot = False
+        self._active = True
+        self._anew = True
         self._changed = asyncio.Event()
 
     async def __aenter__(self) -> "Page":
@@ -242,7 +271,7 @@ class Page:
         self._in_snapshot = False
         self.reader = asyncio.create_task(self._read(self.socket))
 
-    async def leave(self) -> None:
+    async def leave(self, *, reset: bool = False) -> None:
         """The connection breaks; whatever was not read yet is lost."""
         socket, reader, self.socket, self.reader = self.socket, self.reader, None, None
         if reader is not None:
@@ -250,7 +279,7 @@ class Page:
             with contextlib.suppress(asyncio.CancelledError):
                 await reader
         if socket is not None:
-            await socket.close()
+            await (socket.reset() if reset else socket.close())
 
     async def _read(self, socket: Any) -> None:
         try:
@@ -271,8 +300,9 @@ class Page:
         match message["type"]:
             case "hello":
                 self.hello = message
+                self._active = message["monitoring"]["active"]
             case "monitoring":
-                self.monitoring.append(message)
+                self._hear_of_monitoring(message)
             case "snapshot":
                 self._take_snapshot(message)
             case "checkpoint":
@@ -287,15 +317,31 @@ class Page:
             if self.acknowledges:
                 socket.acknowledge(self.cursor)
 
+    def _hear_of_monitoring(self, message: dict[str, Any]) -> None:
+        """A new period begins with a new picture; the rest of a snapshot that is half sent never comes."""
+        self.monitoring.append(message)
+        if not message["active"]:
+            self._in_snapshot = False
+        if message["active"] and not self._active:
+            self._anew = True
+        self._active = message["active"]
+
     def _take_snapshot(self, message: dict[str, Any]) -> None:
         assert len(message["checkpoints"]) <= 200
         if not self._in_snapshot or message["complete"] != self.snapshots[-1]:
             self.snapshots.append(message["complete"])
-            if not message["complete"]:
+            if self._anew or not message["complete"]:
                 self.shown.clear()
         self._in_snapshot = message["more"]
+        self._anew = not self._active
+        self.is_placed = message["cursor"] is not None
         for checkpoint in message["checkpoints"]:
             self._show(checkpoint)
+
+    @property
+    def visible(self) -> list[str]:
+        """The flow_ids it shows, in order."""
+        return [flow_id for flow_id, checkpoint in self.shown.items() if checkpoint["created_at"] >= self.since]
 
     def _show(self, checkpoint: dict[str, Any]) -> None:
         assert checkpoint["flow_id"] not in self.shown, f"shown twice: {checkpoint}"
@@ -322,7 +368,7 @@ class Page:
     async def until_shown(self, flow_ids: list[str]) -> None:
         """Wait for the last of these, then compare: exactly these, in this order."""
         await self.until(lambda page: page._in_snapshot is False and set(flow_ids) <= set(page.shown))
-        assert list(self.shown) == flow_ids
+        assert self.visible == flow_ids
 
     async def until_snapshots(self, count: int) -> None:
         await self.until(lambda page: len(page.snapshots) >= count and not page._in_snapshot)

@@ -171,7 +171,8 @@ export class FlowSocket {
   }
 
   _monitoring(message) {
-    // a new period begins with a new picture
+    // the rest of a snapshot that is half sent never comes: a new period begins with a new picture
+    if (!message.active) this.#snapshot = null;
     if (message.active && !this.#active) this.#anew = true;
     this.#active = message.active;
     this.page.monitoring(message);

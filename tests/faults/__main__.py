@@ -11,12 +11,12 @@ import random
 import sys
 import time
 import traceback
-from pathlib import Path
 from typing import Any
 
 from tests import servers
+from tests.faults import report
+from tests.faults.report import RESULTS
 
-RESULTS = Path(__file__).parents[2] / "bench" / "results" / "faults.json"
 SHOWN_PROBLEMS = 12
 SHOWN_MOMENTS = 20
 
@@ -37,13 +37,16 @@ def main() -> int:
     logging.getLogger("monitoring.control").setLevel(logging.ERROR)
     from tests.faults import (
         scenarios_clock,  # noqa: F401
+        scenarios_leaving,  # noqa: F401
         scenarios_persister,  # noqa: F401
         scenarios_poison,  # noqa: F401
         scenarios_postgres,  # noqa: F401
         scenarios_power,  # noqa: F401
         scenarios_redis,  # noqa: F401
         scenarios_still,  # noqa: F401
+        scenarios_watchers,  # noqa: F401
         scenarios_web,  # noqa: F401
+        soak,  # noqa: F401
     )
     from tests.faults.scenario import SCENARIOS
 
@@ -55,7 +58,8 @@ def main() -> int:
     if unknown:
         print(f"no such scenario: {', '.join(unknown)}; --list names them", file=sys.stderr)
         return 2
-    rows = [_play(SCENARIOS[name], options) for name in options.scenarios or SCENARIOS]
+    named = [each.name for each in SCENARIOS.values() if not each.on_demand]
+    rows = [_play(SCENARIOS[name], options) for name in options.scenarios or named]
     _keep(rows, options.seed)
     return 0 if all(row["passed"] for row in rows) else 1
 
@@ -68,6 +72,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--chats", type=int, default=200, help="in flight at once")
     parser.add_argument("--watchers", type=int, default=20)
     parser.add_argument("--rate", type=float, default=25, help="turns a second to aim at")
+    parser.add_argument("--minutes", type=float, default=30, help="how long `soak` takes; it runs only when named")
     parser.add_argument("--list", action="store_true", help="name the scenarios and end")
     return parser.parse_args()
 
@@ -83,6 +88,7 @@ def _play(scenario: Any, options: argparse.Namespace) -> dict[str, Any]:
         words=20,
         seed=options.seed,
         long=True,
+        minutes=options.minutes,
     )
     row: dict[str, Any] = {"name": scenario.name, "promise": scenario.promise, "seed": options.seed}
     began, rig = time.monotonic(), None
@@ -97,7 +103,7 @@ def _play(scenario: Any, options: argparse.Namespace) -> dict[str, Any]:
         counts = {name: getattr(found, name) for name in ("turns", "durable", "persisted", "lost", "doubled")}
         row |= {"injections": outcome.injections, **counts, "figures": outcome.figures, "problems": found.problems}
     row["passed"] = not row["problems"]
-    row["took_s"] = round(time.monotonic() - began)
+    row["took_s"], row["on"] = round(time.monotonic() - began), time.strftime("%Y-%m-%d")
     if not row["passed"] and rig is not None and rig.latest is not None:
         row["figures"]["moments"] = rig.latest.moments[-SHOWN_MOMENTS:]
     _show(row)
@@ -127,6 +133,7 @@ def _keep(rows: list[dict[str, Any]], seed: int) -> None:
         kept[row["name"]] = {**row, "figures": figures, "problems": row["problems"][:SHOWN_PROBLEMS]}
     machine = f"{platform.machine()} {platform.system()} Python {sys.version.split()[0]}, {os.cpu_count()} cores"
     RESULTS.write_text(json.dumps({"machine": machine, "seed": seed, "rows": list(kept.values())}, indent=1) + "\n")
+    report.write()
 
 
 def _earlier() -> list[dict[str, Any]]:

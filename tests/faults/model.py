@@ -4,7 +4,8 @@
 
 FILE gets a line for each request as it comes: the moment (time.monotonic(), the same clock for all processes of a
 machine) and the question. The model is asked right after `llm_thinking` was recorded, so the lines say which
-checkpoints a web process had accepted, whatever became of it.
+checkpoints a web process had accepted, whatever became of it. FILE.left gets the same for each request whose client
+went away before the answer was over.
 """
 
 import asyncio
@@ -43,9 +44,24 @@ class Notes(list[Seen]):
     def __init__(self, file: Path) -> None:
         super().__init__()
         self._file = file.open("a", buffering=1)
+        self._left = left(file).open("a", buffering=1)
+        self._following: set[asyncio.Task[None]] = set()
 
     def append(self, seen: Seen) -> None:
         self._file.write(f"{time.monotonic():.6f} {seen.question}\n")
+        task = asyncio.create_task(self._follow(seen))
+        self._following.add(task)
+        task.add_done_callback(self._following.discard)
+
+    async def _follow(self, seen: Seen) -> None:
+        await seen.over.wait()
+        if seen.aborted:
+            self._left.write(f"{time.monotonic():.6f} {seen.question}\n")
+
+
+def left(notes: Path) -> Path:
+    """The file of those that nobody waited for any more."""
+    return notes.with_name(notes.name + ".left")
 
 
 async def main(port: int, notes: Path) -> None:

@@ -51,6 +51,8 @@ class Plan:
     seed: int = 1
     long: bool = False
     """whether there is time for what takes a minute"""
+    minutes: float = 1.0
+    """how long a soak takes"""
 
     @property
     def pace_s(self) -> float:

@@ -23,18 +23,20 @@ class Scenario:
     limit_s: float
     options: dict[str, Any]
     """for the product it runs against"""
+    on_demand: bool = False
+    """only when it is named"""
 
 
 SCENARIOS: dict[str, Scenario] = {}
 
 
 def scenario(
-    name: str, promise: str, *, times: int = 1, limit_s: float = 600, **options: Any
+    name: str, promise: str, *, times: int = 1, limit_s: float = 600, on_demand: bool = False, **options: Any
 ) -> Callable[[Play], Play]:
     """Put a function on the list. `times`: how often a long run injects the fault."""
 
     def add(play: Play) -> Play:
-        SCENARIOS[name] = Scenario(name, promise, play, times, limit_s, options)
+        SCENARIOS[name] = Scenario(name, promise, play, times, limit_s, options, on_demand)
         return play
 
     return add

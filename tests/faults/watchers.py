@@ -55,6 +55,10 @@ class Watcher:
         """Whether its first snapshot is whole, and its user known to be monitored."""
         return self.page.cursor is not None and not self.page._in_snapshot
 
+    @property
+    def is_connected(self) -> bool:
+        return self.page.reader is not None and not self.page.reader.done()
+
     def start(self) -> None:
         self._task = asyncio.create_task(self._stay())
 
