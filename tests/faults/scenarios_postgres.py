@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import psycopg
+
 from tests.faults import arithmetic, harm
 from tests.faults.rig import Outcome, Rig, Round
 from tests.faults.scenario import scenario, strange
-from tests.running import Process, Running
+from tests.running import Process, Running, eventually
 
 PROMISE = "PostgreSQL {}: running chats finish, the log keeps all, new requests get 503, catching up outruns arrival"
 UNAVAILABLE = "database_unavailable"
@@ -196,15 +198,28 @@ async def postgres_disk_full(rig: Rig) -> Outcome:
 
 def _fill_up(omni2: Running) -> None:
     """Make the table of checkpoints the largest of all files by far: the others then still have room."""
-    omni2.sql("DELETE FROM interaction_flows WHERE user_id = 'filler'")
-    omni2.sql(
-        "INSERT INTO interaction_flows (flow_id, user_id, session_id, checkpoint, metadata)"
-        " SELECT gen_random_uuid(), 'filler', 'filler', 'filler', jsonb_build_object('x', repeat(md5(n::text), 40))"
-        " FROM generate_series(1, 6000) AS n"
-    )
+    omni2.sql(_FILL, 20_000)
     # what is written back later is below the limit too
     omni2.sql("CHECKPOINT")
 
 
 def _limit(omni2: Running) -> None:
     harm.limit_files(postgres(omni2), harm.largest_file(omni2.folder / "pg"))
+    # a table grows by many pages at a time: until the last of them is full, there is no trouble at all
+    eventually(lambda: _is_full(omni2), "the table cannot grow")
+
+
+def _is_full(omni2: Running) -> bool:
+    try:
+        omni2.sql(_FILL, 50)
+    except psycopg.Error:
+        return True
+    return False
+
+
+# smaller than any checkpoint, so that none fits where no more of these do
+_FILL = """
+INSERT INTO interaction_flows (flow_id, user_id, session_id, checkpoint, metadata)
+SELECT gen_random_uuid(), 'filler', 'filler', 'filler', jsonb_build_object('x', md5(n::text))
+FROM generate_series(1, %s) AS n
+"""
