@@ -43,6 +43,9 @@ ADMIT_TIMEOUT_S = 15.0
 SILENT_S = 5.0
 """A database that answers nobody for so long does not answer; one that is merely busy gets the whole time-out."""
 
+STOOD_STILL_S = 1.0
+"""A timer that comes so much too late says that this process stood still, and nothing about the database."""
+
 BODY_TIMEOUT_S = 30.0
 """How long a body may take to arrive."""
 
@@ -191,17 +194,27 @@ async def _admit(request: checks.Request) -> Admission:
     """The visit to the database. Cancelling it or its time-out cannot stop it, and a broken connection does
     not say whether it was heard: if it lets the turn in after all, that is undone. Raises TimeoutError, and
     what `checks.admit` raises."""
-    asked_s = time.monotonic()
     admitting = asyncio.ensure_future(in_database(checks.admit, request))
     try:
-        await asyncio.wait({admitting}, timeout=min(SILENT_S, ADMIT_TIMEOUT_S))
-        if not admitting.done() and doors.database.answered_at_s < asked_s:
-            raise TimeoutError("no answer")
+        while await _is_silent(admitting):
+            pass
         async with asyncio.timeout(max(0.0, ADMIT_TIMEOUT_S - SILENT_S)):
             return await asyncio.shield(admitting)
     except (OperationalError, InterfaceError, TimeoutError, asyncio.CancelledError):
         keep(give_back(admitting, request.turn_id))
         raise
+
+
+async def _is_silent(admitting: "asyncio.Future[Admission]") -> bool:
+    """Wait for the database as long as it may be silent. False when it answered this request or another; True
+    when nobody can tell, since this process stood still itself. Raises TimeoutError when it answered nobody."""
+    asked_s, patience_s = time.monotonic(), min(SILENT_S, ADMIT_TIMEOUT_S)
+    await asyncio.wait({admitting}, timeout=patience_s)
+    if admitting.done() or doors.database.answered_at_s >= asked_s:
+        return False
+    if time.monotonic() - asked_s > patience_s + STOOD_STILL_S:
+        return True
+    raise TimeoutError("no answer")
 
 
 # --- refusals ------------------------------------------------------------------------------------

@@ -60,6 +60,23 @@ class DeclaredDead(Exception):
 # What Redis and the way to it can answer with; a wrong argument of ours is not among them.
 REDIS_AWAY = (RedisError, OSError, TimeoutError, asyncio.IncompleteReadError)
 
+
+async def _answers() -> bool:
+    """Whether Redis answers within a second, on a connection of its own."""
+    connection = new_connection()
+    try:
+        async with asyncio.timeout(APPEND_TIMEOUT_S):
+            await connection.connect()  # type: ignore[no-untyped-call]
+            await connection.send_command("PING", check_health=False)
+            await connection.read_response()
+    except REDIS_AWAY:
+        return False
+    finally:
+        with contextlib.suppress(*REDIS_AWAY):
+            await connection.disconnect(nowait=True)
+    return True
+
+
 _IS_DEAD = "SELECT FROM serving_processes WHERE process_id = %s AND ended_at IS NOT NULL"
 
 
@@ -84,6 +101,7 @@ class Flusher:
         self._connection: Any = None
         self._run_id = b""
         self._next_probe = 0.0
+        self._asking: asyncio.Task[bool] | None = None
         self._around: list[Checkpoint] = []
         self._left_out: set[str] = set()
         """users of whom more went around Redis than is kept: their streams begin anew, without a gap"""
@@ -115,6 +133,8 @@ class Flusher:
         """End the task and its connection; what still waits stays in the queue."""
         # said twice: redis-py sends under asyncio.wait_for, which on Python 3.11 can swallow a cancellation
         self._ending = True
+        if self._asking is not None:
+            self._asking.cancel()
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
@@ -325,10 +345,21 @@ class Flusher:
         logger.warning("Redis does not take checkpoints (%s): they go to PostgreSQL", type(problem).__name__)
 
     async def _probe(self) -> None:
-        """With the circuit open, see once a second whether Redis is back."""
-        if not self.redis_away or not settings.REDIS_ENABLED or time.monotonic() < self._next_probe:
+        """With the circuit open, see once a second whether Redis is back. Asked is beside the flusher: a Redis
+        that hangs takes the whole time-out to say nothing, and what waits in the queue must not wait for that."""
+        if not self.redis_away or not settings.REDIS_ENABLED:
             return
-        self._next_probe = time.monotonic() + PROBE_EVERY_S
+        if self._asking is None:
+            if time.monotonic() >= self._next_probe:
+                self._next_probe = time.monotonic() + PROBE_EVERY_S
+                self._asking = self.loop.create_task(_answers(), name="flusher asks Redis")
+                self._asking.add_done_callback(lambda _: self.tracker.wake())
+            return
+        if not self._asking.done():
+            return
+        asked, self._asking = self._asking, None
+        if not asked.result():
+            return
         try:
             await self._come_back()
         except REDIS_AWAY:

@@ -2,6 +2,7 @@
 body that does not come."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -140,6 +141,21 @@ async def test_a_database_that_answers_others_is_waited_for(
     waiting.task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting.task
+
+
+async def test_a_process_that_stood_still_does_not_blame_the_database(
+    bob: Any, client_of: Any, holding: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped with a request half-way, for longer than a database may be silent."""
+    monkeypatch.setattr(endpoint, "SILENT_S", 0.3)
+    await in_database(holding, bob)
+    call = client_of(bob).call("Hello").start()
+    await asyncio.sleep(0.1)
+    time.sleep(1.5)  # noqa: ASYNC251 - the whole process
+    await asyncio.sleep(0.1)
+    assert call.status is None
+    assert doors.database.closed is False
+    assert refused(await call.over()) == (503, "database_unavailable", True), "it gets the usual time from now on"
 
 
 # --- a body that does not come ------------------------------------------------------------------------

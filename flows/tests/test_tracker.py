@@ -352,6 +352,24 @@ async def test_it_is_not_fooled_about_its_death_while_redis_is_away(settings: ob
     await tracker.flusher.stop()
 
 
+async def test_a_redis_that_hangs_keeps_nothing_waiting(valkey: OwnValkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked again and again whether it is back, and does not even say no."""
+    monkeypatch.setattr(flusher_module, "APPEND_TIMEOUT_S", 30.0)
+    monkeypatch.setattr(flusher_module, "PROBE_EVERY_S", 0.01)
+    tracker = FlowTracker()
+    turn, root = begin(tracker)
+    await turn.acknowledged(5)
+    valkey.send(signal.SIGSTOP)
+    tracker.flusher.redis_away = True  # it was noticed
+    for count in range(2, 12):
+        turn.record("step", root)
+        # each within a time that one question to Redis alone would exceed by far
+        assert await turn.acknowledged(10) == count
+    valkey.send(signal.SIGCONT)
+    await came_back(tracker)
+    await tracker.flusher.stop()
+
+
 async def test_it_waits_in_memory_while_both_are_away(valkey: OwnValkey, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = FlowTracker()
     valkey.kill()
