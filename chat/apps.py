@@ -12,7 +12,13 @@ class ChatConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """A day that begins nowhere would only be noticed by the first user who asks."""
+        """Let the ledger know who was let in. A day that begins nowhere would only be noticed by the first user
+        who asks."""
+        # models can be imported only now
+        from chat.slots import admitted  # noqa: PLC0415
+        from flows.ledger import use_admissions  # noqa: PLC0415
+
+        use_admissions(admitted)
         try:
             ZoneInfo(settings.USAGE_TZ)
         except (KeyError, ValueError, OSError):

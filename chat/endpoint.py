@@ -188,8 +188,9 @@ def _request(scope: Scope, question: Question | Refused) -> checks.Request:
 
 
 async def _admit(request: checks.Request) -> Admission:
-    """The visit to the database. Cancelling it or its time-out cannot stop it: if it lets the turn
-    in after all, the turn's slot is given back. Raises TimeoutError, and what `checks.admit` raises."""
+    """The visit to the database. Cancelling it or its time-out cannot stop it, and a broken connection does
+    not say whether it was heard: if it lets the turn in after all, that is undone. Raises TimeoutError, and
+    what `checks.admit` raises."""
     asked_s = time.monotonic()
     admitting = asyncio.ensure_future(in_database(checks.admit, request))
     try:
@@ -198,7 +199,7 @@ async def _admit(request: checks.Request) -> Admission:
             raise TimeoutError("no answer")
         async with asyncio.timeout(max(0.0, ADMIT_TIMEOUT_S - SILENT_S)):
             return await asyncio.shield(admitting)
-    except (TimeoutError, asyncio.CancelledError):
+    except (OperationalError, InterfaceError, TimeoutError, asyncio.CancelledError):
         keep(give_back(admitting, request.turn_id))
         raise
 

@@ -21,7 +21,7 @@ from django.db import Error as DatabaseProblem
 from chat import tools
 from chat.checks import Admission, Question, block_facts, ms_since, usage_facts
 from chat.llm import WORDS, ChatModel, Dialogue, ModelFailed, Reply, ToolCall
-from chat.usage import Totals, charge
+from chat.usage import Totals, charge, withdraw
 from flows.capture import preview
 from flows.checkpoints import Checkpoint
 from flows.tracker import TurnTrack, tracker
@@ -38,6 +38,7 @@ CALLS_PER_ROUND = 16
 DATABASE_WAIT_S = 2.0
 STOPPING = "The server is being restarted. Please ask again."
 CHARGE_AGAIN_AFTER_S = (1, 5, 15, 60)
+GIVE_BACK_AFTER_S = (0, 5, 60)
 
 
 class Audience(Protocol):
@@ -391,10 +392,30 @@ async def _settled(turn_id: str, totals: Totals, answer: str) -> None:
 
 
 async def give_back(admitting: "asyncio.Future[Admission]", turn_id: str) -> None:
-    """Free the slot of an admission that came too late for its client. Its request stays counted."""
+    """Undo an admission whose client was told otherwise, or has gone: nobody is charged for a turn that never
+    began.
+
+    It is waited for, should it still be on its way. An admission that failed may have been committed all the
+    same, when only the answer was lost, or may yet be, by a backend that does not know of it: so it is undone more
+    than once, and for as long as PostgreSQL is away."""
     await asyncio.wait({admitting})
-    if not admitting.cancelled() and admitting.exception() is None and admitting.result().refusal is None:
-        await _settled(turn_id, Totals(), "")
+    answered = not admitting.cancelled() and admitting.exception() is None
+    if answered and admitting.result().refusal is not None:
+        return
+    tries = list(GIVE_BACK_AFTER_S[:1] if answered else GIVE_BACK_AFTER_S)
+    while tries:
+        await asyncio.sleep(tries.pop(0))
+        if not await _withdrawn(turn_id):
+            tries.insert(0, CHARGE_AGAIN_AFTER_S[0])
+
+
+async def _withdrawn(turn_id: str) -> bool:
+    try:
+        await in_database(withdraw, turn_id)
+    except DatabaseProblem as problem:
+        logger.warning("an admission could not be undone now: %s", problem, extra={"turn_id": turn_id})
+        return False
+    return True
 
 
 _kept: set["asyncio.Task[Any]"] = set()

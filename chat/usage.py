@@ -179,6 +179,25 @@ FROM before WHERE daily_usage.user_id = before.user_id AND daily_usage.day = bef
 """
 
 
+# What `admit` wrote for a turn that never began. The conversation goes too if it began with this question.
+_WITHDRAW = """
+WITH gone AS (
+    DELETE FROM turn_usage WHERE turn_id = %(turn)s::uuid AND ended_at IS NULL RETURNING user_id, session_id, day
+),
+question AS (
+    DELETE FROM messages USING gone WHERE messages.turn_id = %(turn)s::uuid
+),
+conversation AS (
+    DELETE FROM conversations USING gone
+    WHERE conversations.session_id = gone.session_id AND NOT EXISTS (
+        SELECT FROM messages AS other
+        WHERE other.conversation_id = gone.session_id AND other.turn_id IS DISTINCT FROM %(turn)s::uuid)
+)
+UPDATE daily_usage SET requests = daily_usage.requests - 1
+FROM gone WHERE daily_usage.user_id = gone.user_id AND daily_usage.day = gone.day
+"""
+
+
 def admit(
     *,
     user_pk: int,
@@ -264,6 +283,14 @@ def _charge(cursor: CursorWrapper, turn_id: str, totals: Totals, *, ended: bool,
             "answer": answer,
         },
     )
+
+
+def withdraw(turn_id: str) -> bool:
+    """Undo `admit` for a turn that never began, as if it had not been asked; False when there is nothing to
+    undo. One statement."""
+    with connection.cursor() as cursor:
+        cursor.execute(_WITHDRAW, {"turn": turn_id})
+        return bool(cursor.rowcount)
 
 
 def settle_abandoned(turn_id: str, rounds: Iterable[Mapping[str, Any]]) -> None:

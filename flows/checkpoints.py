@@ -32,8 +32,8 @@ _clock: Callable[[], int] = time.time_ns
 
 
 def use_clock(clock: Callable[[], int]) -> None:
-    """Let this process take its time from another clock (nanoseconds since 1970, as time.time_ns):
-    for fault runs, which must not touch the machine's own."""
+    """Let this process take the times of its checkpoints from another clock (nanoseconds since 1970, as
+    time.time_ns): wiring gives it PostgreSQL's, by which everything else here is judged."""
     global _clock
     _clock = clock
 

@@ -4,6 +4,9 @@ Group commit: whatever waits goes in one round trip, so concurrent turns share i
 on its way the next one gathers. The connection is the flusher's own, so that no client's disconnect
 can cancel a write half-way.
 
+When Redis was restarted, failed over or flushed, what it acknowledged in the last seconds may be gone
+(`appendfsync everysec`, a replica that lagged behind): the turns of those seconds are appended once more.
+
 With Redis away (an error, or no answer within a second) the circuit opens: whole turns go straight
 to PostgreSQL through the same idempotent `store()`. When Redis answers again, what went around it
 is appended to the users' streams and the epoch changes, so that watchers take a fresh snapshot.
@@ -14,7 +17,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +42,12 @@ APPEND_TIMEOUT_S = 1.0
 PROBE_EVERY_S = 1.0
 STORE_TIMEOUT_S = 10.0
 RETRY_PAUSE_S = (0.1, 0.2, 0.5, 1.0, 2.0)
+AGAIN_WITHIN_S = 5.0
+"""How long a turn that ended is kept, should Redis lose what it acknowledged: an append-only file that is
+synced every second may be two behind."""
+
+LOOK_EVERY_S = 2.0
+
 KEPT_FOR_REDIS = 20_000
 """Checkpoints that went around Redis and are appended when it is back; beyond it the oldest are
 left out (watchers get them from PostgreSQL in their fresh snapshot)."""
@@ -76,6 +85,12 @@ class Flusher:
         self._run_id = b""
         self._next_probe = 0.0
         self._around: list[Checkpoint] = []
+        self._left_out: set[str] = set()
+        """users of whom more went around Redis than is kept: their streams begin anew, without a gap"""
+        self._origin = b""
+        self._next_look = 0.0
+        self._ended: deque[tuple[float, TurnTrack]] = deque()
+        """turns whose end Redis acknowledged lately, and when"""
         self._sleep: asyncio.Future[None] | None = None
         self._busy = False
         self._ending = False
@@ -109,34 +124,41 @@ class Flusher:
         while not self._ending:
             if not self.tracker.queue:
                 await self._rest()
-            await self._probe()
-            batch = self._take()
-            if not batch:
-                continue
-            self._busy = True
+            batch: list[Checkpoint] = []
             try:
-                await self._deliver(batch)
+                await self._probe()
+                batch = self._take()
+                if batch:
+                    self._busy = True
+                    await self._deliver(batch)
+                else:
+                    await self._look_after_the_log()
             except Exception:  # the one door of this worker: nothing may end it
-                logger.exception("the flusher failed on a batch and tries it again")
+                logger.exception("the flusher failed and tries again")
                 self._put_back(batch)
                 await asyncio.sleep(RETRY_PAUSE_S[-1])
             finally:
                 self._busy = False
 
     async def _rest(self) -> None:
-        """Sleep until a checkpoint comes; while Redis is away, at most until the next probe."""
+        """Sleep until a checkpoint comes; while Redis is away, at most until the next probe, and while it
+        may still lose what it acknowledged, until the next look at it."""
         self._sleep = self.loop.create_future()
         self.tracker.sleeper = self
         try:
             if self.tracker.queue:  # recorded between the look and the sleep, by another thread
                 return
-            if self.redis_away and settings.REDIS_ENABLED:
-                await asyncio.wait((self._sleep,), timeout=PROBE_EVERY_S)
-            else:
-                await self._sleep
+            await asyncio.wait((self._sleep,), timeout=self._rests_for())
         finally:
             self.tracker.sleeper = None
             self._sleep = None
+
+    def _rests_for(self) -> float | None:
+        if not settings.REDIS_ENABLED:
+            return None
+        if self.redis_away:
+            return PROBE_EVERY_S
+        return LOOK_EVERY_S if self._ended or self.tracker.running else None
 
     # --- batches --------------------------------------------------------------------------------
 
@@ -184,12 +206,15 @@ class Flusher:
         """Whether it is durable now: in Redis, or in PostgreSQL while Redis is away."""
         if not self.redis_away:
             try:
-                await self._append(batch)
+                origin = await self._append(batch)
+                if origin != self._origin:
+                    await self._append_again(batch, origin)
             except REDIS_AWAY as problem:
                 await self._open_circuit(problem)
             else:
                 self.batches += 1
                 self._settle(batch)
+                self._remember_ends(batch)
                 return True
         return await self._store(batch)
 
@@ -228,7 +253,8 @@ class Flusher:
         await connection.send_command(*words, check_health=False)
         return await connection.read_response()
 
-    async def _append(self, batch: Sequence[Checkpoint], *, hand_off: bool = True) -> None:
+    async def _append(self, batch: Sequence[Checkpoint], *, way: log.Way = "live") -> bytes:
+        """Append, and return the log's origin. Raises what REDIS_AWAY names, or DeclaredDead."""
         async with asyncio.timeout(APPEND_TIMEOUT_S):
             if self._connection is None or not self._connection.is_connected:
                 await self._connect()
@@ -236,7 +262,7 @@ class Flusher:
                 batch,
                 self.tracker.is_monitored,
                 run_id=self._run_id,
-                hand_off=hand_off,
+                way=way,
                 writer=self.tracker.process_id,
             )
             try:
@@ -246,6 +272,51 @@ class Flusher:
                 answer = await self._call(words)
         if answer == log.FENCED:
             raise DeclaredDead
+        return bytes(answer)
+
+    async def _look_after_the_log(self) -> None:
+        """With nothing to write, see every few seconds whether the log is still the one that acknowledged."""
+        now = time.monotonic()
+        if self.redis_away or not self._origin or now < self._next_look:
+            return
+        self._next_look = now + LOOK_EVERY_S
+        try:
+            async with asyncio.timeout(APPEND_TIMEOUT_S):
+                if self._connection is None or not self._connection.is_connected:
+                    await self._connect()
+                words: list[bytes | str] = [b"EVAL", log.ORIGIN.source, b"1", keys.EPOCH, log.new_epoch_name()]
+                origin = bytes(await self._call(words))
+            if origin != self._origin:
+                await self._append_again((), origin)
+        except REDIS_AWAY as problem:
+            await self._open_circuit(problem)
+        except DeclaredDead:
+            self.tracker.begin_again()
+        else:
+            self._forget_ends(now)
+
+    def _forget_ends(self, now: float) -> None:
+        while self._ended and now - self._ended[0][0] > AGAIN_WITHIN_S:
+            self._ended.popleft()
+
+    def _remember_ends(self, batch: Sequence[Checkpoint]) -> None:
+        now = time.monotonic()
+        self._forget_ends(now)
+        self._ended.extend((now, checkpoint.turn) for checkpoint in batch if checkpoint.checkpoint == "flow_end")
+
+    async def _append_again(self, batch: Sequence[Checkpoint], origin: bytes) -> None:
+        """The log is not the one that acknowledged what went before this batch: append once more the turns
+        that run, and those that ended lately, each from its first checkpoint on, this batch's too. Whoever has
+        them already (table, relay, pages) knows them by their ids, and whoever finds a turn's first
+        checkpoint in a stream finds all the others behind it."""
+        if self._origin:
+            ended = (turn for _, turn in self._ended)
+            turns = dict.fromkeys([*ended, *self.tracker.running, *(checkpoint.turn for checkpoint in batch)])
+            rows = [row for turn in turns for row in turn.checkpoints[: turn.taken]]
+            logger.warning("Redis was restarted or flushed: %d checkpoints are appended once more", len(rows))
+            for start in range(0, len(rows), BATCH_CHECKPOINTS):
+                await self._append(rows[start : start + BATCH_CHECKPOINTS], way="again")
+        self._origin = origin
 
     async def _open_circuit(self, problem: BaseException) -> None:
         await self._disconnect()
@@ -274,13 +345,19 @@ class Flusher:
         """Append what went around the log to the users' streams (it is in PostgreSQL already, so
         not to the hand-off log), then change the epoch."""
         around = self._around
+        if self._left_out:
+            async with asyncio.timeout(APPEND_TIMEOUT_S):
+                if self._connection is None:
+                    await self._connect()
+                await self._call([b"DEL", *map(keys.user_stream, self._left_out)])
         for start in range(0, len(around), BATCH_CHECKPOINTS):
-            await self._append(around[start : start + BATCH_CHECKPOINTS], hand_off=False)
+            await self._append(around[start : start + BATCH_CHECKPOINTS], way="around")
         async with asyncio.timeout(APPEND_TIMEOUT_S):
             if self._connection is None:
                 await self._connect()
             await self._call([b"EVAL", log.NEW_EPOCH.source, b"1", keys.EPOCH, log.new_epoch_name()])
         self._around = []
+        self._left_out = set()
 
     # --- PostgreSQL, while Redis is away ------------------------------------------------------------
 
@@ -304,8 +381,13 @@ class Flusher:
             turn.in_postgres = turn.taken
         self._settle(batch)
         if settings.REDIS_ENABLED:
-            self._around = [*self._around, *rows][-KEPT_FOR_REDIS:]
+            self._keep_for_redis(rows)
         return True
+
+    def _keep_for_redis(self, rows: Sequence[Checkpoint]) -> None:
+        self._around += rows
+        left_out, self._around = self._around[:-KEPT_FOR_REDIS], self._around[-KEPT_FOR_REDIS:]
+        self._left_out.update(row.user_id for row in left_out)
 
     async def _store_one_by_one(self, batch: list[Checkpoint], turns: Sequence["TurnTrack"]) -> bool:
         """One turn that cannot be stored must not hold the others up, nor one checkpoint the rest of its turn."""

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
-from typing import Any
+from typing import Any, Literal
 from zlib import crc32
 
 from redis.exceptions import NoScriptError
@@ -27,45 +27,48 @@ EXPIRY_MARGIN_SECONDS = 60
 """So much earlier a reader takes a stream for expired than Redis does: what he asks for and what he is
 told lie that far apart at most."""
 
+# Besides the epoch the name of the log's life, `origin`: it changes only when Redis was restarted, failed
+# over or flushed, so that what was acknowledged may be gone.
 _ENSURE_EPOCH = """
 local function ensure_epoch(key, run_id, candidate)
-  local known = redis.call('HMGET', key, 'epoch', 'run_id')
-  if known[1] and (run_id == '' or known[2] == run_id) then return known[1] end
-  redis.call('HSET', key, 'epoch', candidate, 'run_id', run_id)
-  return candidate
+  local known = redis.call('HMGET', key, 'epoch', 'run_id', 'origin')
+  if known[1] and (run_id == '' or known[2] == run_id) then return known[1], known[3] or '' end
+  redis.call('HSET', key, 'epoch', candidate, 'run_id', run_id, 'origin', candidate)
+  return candidate, candidate
 end
 local function run_id() return string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') or '' end
 """
 
 # KEYS: epoch, the writer's fence, then streams. Nothing is written, and the answer is FENCED, when the
 # writer was declared dead: its turns were ended, and no turn may be seen to end twice.
-# ARGV: run_id, candidate epoch, entries kept, milliseconds kept, number of users,
+# The answer is the log's origin.
+# ARGV: run_id, candidate epoch, entries kept, milliseconds kept, number of users, 1 for a new epoch else 0,
 # then per user: his stream's place in KEYS, his channel or '' when nobody watches him;
 # then per checkpoint: shard's place in KEYS (0: not for the hand-off log), user's number, document.
-# What is not for the hand-off log changes the epoch in the same step: a pre-roll may have had it from
-# PostgreSQL already, so it must never follow one.
+# What is not new changes the epoch in the same step: a pre-roll may have had it from PostgreSQL already, so
+# it must never follow one.
 _APPEND = (
     _ENSURE_EPOCH
     + """
 if redis.call('EXISTS', KEYS[2]) == 1 then return 'FENCED' end
-local epoch = ensure_epoch(KEYS[1], ARGV[1], ARGV[2])
+local epoch, origin = ensure_epoch(KEYS[1], ARGV[1], ARGV[2])
 local users = tonumber(ARGV[5])
-local first = 6 + users * 2
-if ARGV[first] == '0' then redis.call('HSET', KEYS[1], 'epoch', ARGV[2]) end
+local first = 7 + users * 2
+if ARGV[6] == '1' then redis.call('HSET', KEYS[1], 'epoch', ARGV[2]) end
 for i = first, #ARGV, 3 do
   if ARGV[i] ~= '0' then redis.call('XADD', KEYS[tonumber(ARGV[i])], '*', 'd', ARGV[i + 2]) end
 end
 local last = {}
 for u = 1, users do
-  if ARGV[5 + u * 2] ~= '' then
-    local newest = redis.call('XREVRANGE', KEYS[tonumber(ARGV[4 + u * 2])], '+', '-', 'COUNT', 1)[1]
+  if ARGV[6 + u * 2] ~= '' then
+    local newest = redis.call('XREVRANGE', KEYS[tonumber(ARGV[5 + u * 2])], '+', '-', 'COUNT', 1)[1]
     last[u] = newest and ('"' .. epoch .. '.' .. newest[1] .. '"') or 'null'
   end
 end
 for i = first, #ARGV, 3 do
   local u = tonumber(ARGV[i + 1])
-  local id = redis.call('XADD', KEYS[tonumber(ARGV[4 + u * 2])], 'MAXLEN', '~', ARGV[3], '*', 'd', ARGV[i + 2])
-  local channel = ARGV[5 + u * 2]
+  local id = redis.call('XADD', KEYS[tonumber(ARGV[5 + u * 2])], 'MAXLEN', '~', ARGV[3], '*', 'd', ARGV[i + 2])
+  local channel = ARGV[6 + u * 2]
   if channel ~= '' then
     local cursor = '"' .. epoch .. '.' .. id .. '"'
     local head = '{"cursor":' .. cursor .. ',"prev":' .. last[u]
@@ -73,8 +76,17 @@ for i = first, #ARGV, 3 do
     last[u] = cursor
   end
 end
-for u = 1, users do redis.call('PEXPIRE', KEYS[tonumber(ARGV[4 + u * 2])], ARGV[4]) end
-return epoch
+for u = 1, users do redis.call('PEXPIRE', KEYS[tonumber(ARGV[5 + u * 2])], ARGV[4]) end
+return origin
+"""
+)
+
+# KEYS: epoch. ARGV: candidate. The log's origin; a new one when Redis was restarted or flushed since.
+_ORIGIN = (
+    _ENSURE_EPOCH
+    + """
+local _, origin = ensure_epoch(KEYS[1], run_id(), ARGV[1])
+return origin
 """
 )
 
@@ -82,7 +94,8 @@ return epoch
 _NEW_EPOCH = (
     _ENSURE_EPOCH
     + """
-redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'run_id', run_id())
+ensure_epoch(KEYS[1], run_id(), ARGV[1])
+redis.call('HSET', KEYS[1], 'epoch', ARGV[1])
 return ARGV[1]
 """
 )
@@ -121,6 +134,7 @@ class Script:
 
 APPEND = Script(_APPEND)
 NEW_EPOCH = Script(_NEW_EPOCH)
+ORIGIN = Script(_ORIGIN)
 POSITION = Script(_POSITION)
 
 
@@ -260,6 +274,12 @@ def shard_of(turn_id: str) -> int:
     return crc32(turn_id.encode()) % keys.SHARDS
 
 
+Way = Literal["live", "around", "again"]
+"""How checkpoints come to the log. "live": for the first time, published where they are watched. "around":
+they are in PostgreSQL already, so only to the users' streams. "again": they were acknowledged and may be
+gone. What is not live is not published and begins a new epoch."""
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """What an append needs to know of a checkpoint."""
@@ -274,13 +294,12 @@ def pack_append(
     is_monitored: Callable[[str], bool],
     *,
     run_id: bytes = b"",
-    hand_off: bool = True,
+    way: Way = "live",
     writer: str = "",
 ) -> list[bytes | str]:
     """The words of one EVALSHA that appends these checkpoints (anything with user_id, turn_id and
-    document), in order; publishes those of monitored users. `hand_off=False`: only to the users'
-    streams, unpublished and with a new epoch, for what is in PostgreSQL already. `writer`: the process
-    whose turns these are; the answer is FENCED when it was declared dead."""
+    document), in order. It answers with the log's origin, or FENCED when `writer`, the process whose
+    turns these are, was declared dead."""
     names: list[bytes | str] = [keys.EPOCH, keys.fence(writer)]
     places: dict[str, bytes] = {}
 
@@ -300,10 +319,11 @@ def pack_append(
             number = users[line.user_id] = b"%d" % (len(users) + 1)
             user_words += [
                 place(keys.user_stream(line.user_id)),
-                keys.user_channel(line.user_id) if hand_off and is_monitored(line.user_id) else b"",
+                keys.user_channel(line.user_id) if way == "live" and is_monitored(line.user_id) else b"",
             ]
-        shard = place(keys.LOG_SHARDS[shard_of(line.turn_id)]) if hand_off else b"0"
+        shard = place(keys.LOG_SHARDS[shard_of(line.turn_id)]) if way != "around" else b"0"
         body += [shard, number, line.document]
     kept_ms = b"%d" % (RECENT_SECONDS * 1000)
     head = [run_id, new_epoch_name(), b"%d" % RECENT_ENTRIES, kept_ms, b"%d" % len(users)]
+    head.append(b"0" if way == "live" else b"1")
     return [b"EVALSHA", APPEND.digest, b"%d" % len(names), *names, *head, *user_words, *body]

@@ -60,6 +60,7 @@ class InteractionFlow(models.Model):
         permissions = [
             ("view", "Can read everybody's flows and their analytics"),
             ("watch", "Can watch monitored users live"),
+            ("operate", "Can see the ledger: whether all that was started is stored"),
         ]
         indexes = [
             models.Index("user_id", models.F("created_at").desc(), name="idx_flows_user"),
@@ -229,6 +230,9 @@ class ServingProcess(models.Model):
     seen_at = models.DateTimeField(db_default=Now())
     ended_at = models.DateTimeField(null=True, help_text="set by a process that ended in order")
     given_up = models.BigIntegerField(default=0, help_text="checkpoints this process could not keep")
+    reported_at = models.DateTimeField(
+        null=True, help_text="by its own clock: when it last said all it had counted; null: it keeps no ledger"
+    )
 
     class Meta:
         db_table = "serving_processes"
@@ -236,6 +240,31 @@ class ServingProcess(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class LedgerEntry(models.Model):
+    """What one web process says of the turns that began with it in one hour (UTC). Written by its heartbeat alone,
+    compared by flows.ledger with what is stored."""
+
+    process_id = models.UUIDField(editable=False)
+    hour = models.DateTimeField()
+    turns = models.IntegerField(default=0)
+    turns_ended = models.IntegerField(default=0)
+    turns_given_up = models.IntegerField(default=0, help_text="of which nothing can ever be stored")
+    checkpoints = models.BigIntegerField(default=0, help_text="made, those that were given up included")
+    durable = models.BigIntegerField(default=0, help_text="acknowledged by Redis, or by PostgreSQL without it")
+    given_up = models.JSONField(default=dict, help_text="how many checkpoints for which reason")
+    late = models.IntegerField(default=0, help_text="recorded after the turn's end, and not kept")
+    reported_at = models.DateTimeField(help_text="by the clock of the process: it has counted all until then")
+
+    class Meta:
+        db_table = "ledger_entries"
+        default_permissions = ()
+        constraints = [models.UniqueConstraint(fields=["process_id", "hour"], name="one_ledger_entry")]
+        indexes = [models.Index(fields=["hour"], name="idx_ledger_entries_hour")]
+
+    def __str__(self) -> str:
+        return f"{self.process_id} in the hour of {self.hour}"
 
 
 class KeptSpan(models.Model):

@@ -25,8 +25,8 @@ from flows.store import is_refusal, missing_parents, store
 
 logger = logging.getLogger(__name__)
 
-LEASE_MS = 10_000
-RENEW_EVERY_S = 3.0
+LEASE_MS = 5_000
+RENEW_EVERY_S = 1.5
 BATCH_ENTRIES = 1_000
 BLOCK_MS = 500
 PARENT_PATIENCE_S = 300.0

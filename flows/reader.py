@@ -20,6 +20,7 @@ from omni2.accounts.access import record_access
 from omni2.accounts.models import User
 
 VIEW = "flows.view"
+OPERATE = "flows.operate"
 OPENED, EXPORTED = "history_opened", "history_exported"
 
 

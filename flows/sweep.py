@@ -35,6 +35,10 @@ PATIENCE_S = 30
 
 HANG_S = 3.0
 
+STEP_S = 5.0
+"""PostgreSQL's clock may run ahead of ours by so much from one look to the next. More is a step of the
+clock, after which every heartbeat looks old."""
+
 LATER_S = 2.0
 """How long after its process' end a turn is swept at the earliest: what the process sent last is in
 the log by then."""
@@ -89,6 +93,7 @@ class Sweep:
         self.on_abandoned = on_abandoned
         self.left_unsettled = left_unsettled
         self.abandoned = 0
+        self._looked: tuple[Any, float] | None = None
         self._tracker = FlowTracker()
         self._next = time.monotonic() + RECOVERY_S
         self._redis: redis.Redis | None = sync_client() if settings.REDIS_ENABLED else None
@@ -113,6 +118,10 @@ class Sweep:
             # PostgreSQL stood still: every heartbeat looks old now
             self._next = time.monotonic() + RECOVERY_S
             return 0
+        if self._clock_stepped(before, asked):
+            logger.warning("PostgreSQL's clock was set forward: heartbeats are not judged for %d s", RECOVERY_S)
+            self._next = asked + RECOVERY_S
+            return 0
         claimed = self._claim()
         if claimed:
             logger.warning("%d web processes are dead", claimed)
@@ -122,6 +131,13 @@ class Sweep:
         for turn_id, *_ in self._nowhere_on_the_way(lambda: self.left_unsettled(before, LATER_S)):
             self._settle(turn_id)
         return len(turns)
+
+    def _clock_stepped(self, postgres_now: Any, monotonic_s: float) -> bool:
+        """Whether PostgreSQL's clock went on by much more than time did since the last look."""
+        last, self._looked = self._looked, (postgres_now, monotonic_s)
+        if last is None:
+            return False
+        return bool((postgres_now - last[0]).total_seconds() - (monotonic_s - last[1]) > STEP_S)
 
     @staticmethod
     def _postgres_now() -> Any:

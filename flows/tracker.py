@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flows.checkpoints import Checkpoint, Envelope
+from flows.counts import HourCount, HourCounts, Report
 from flows.deadlines import Deadlines
 from flows.flusher import Flusher
 
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 QUEUE_LIMIT = 100_000
 """Checkpoints waiting in one process. Beyond it new ones are given up, counted and said; only the ends of
 turns are still taken, so that none stays open for ever: as many as there are running turns."""
+
+QUEUE_IS_FULL = "the queue is full"
 
 # The start of a step, and the name of what ends it.
 STEP_ENDS = {"llm_thinking": "llm_complete", "tool_call": "tool_result"}
@@ -34,6 +37,7 @@ class TurnTrack(Envelope):
         "_waiters",
         "cancel",
         "checkpoints",
+        "count",
         "ended",
         "in_postgres",
         "lost",
@@ -61,6 +65,8 @@ class TurnTrack(Envelope):
         """how many more the turn made that the full queue did not take"""
         self.lost = 0
         """how many of `checkpoints` could be kept nowhere after all"""
+        self.count: HourCount = tracker.uncounted
+        """where the ledger counts it"""
         self.ended = False
         self.cancel: Callable[[], None] | None = None
         """put here by whoever serves the turn: ends his work on it"""
@@ -91,11 +97,13 @@ class TurnTrack(Envelope):
         made = Checkpoint(self, checkpoint, parent, metadata)
         if not self.turn_id:
             self.turn_id = made.flow_id
+            self.count = self.tracker.counts.of(self.process_id, self.turn_id)
         elif parent is None and not self.checkpoints:
             made.take_id(self.turn_id)
         if self.ended:
             made.dropped = True
             self.tracker.late += 1
+            self.count.late += 1
             return made
         if checkpoint in STEP_ENDS:
             self._open[made] = None
@@ -115,7 +123,8 @@ class TurnTrack(Envelope):
     def _refuse(self, made: Checkpoint) -> None:
         made.dropped = True
         self.refused += 1
-        self.tracker.give_up(1, "the queue is full", self.turn_id)
+        self.count.give_up(1, QUEUE_IS_FULL)
+        self.tracker.give_up(1, QUEUE_IS_FULL, self.turn_id)
 
     def end(self, outcome: str, /, **metadata: Any) -> Checkpoint | None:
         """Close what is still open as `cancelled`, then write the turn's one flow_end. Later calls
@@ -145,6 +154,13 @@ class TurnTrack(Envelope):
             self.cancel()
 
     def _forget(self) -> None:
+        recorded = self.recorded
+        if not self.ended and recorded:
+            count = self.count
+            count.ended += 1
+            count.made += recorded
+            if self.given_up >= recorded:
+                count.turns_given_up += 1
         self.ended = True
         self.tracker.running.pop(self, None)
 
@@ -158,6 +174,7 @@ class TurnTrack(Envelope):
     def settle(self, count: int) -> None:
         """`count` more checkpoints are acknowledged, or given up after all."""
         self.settled += count
+        self.count.durable += count
         if self._waiters:
             self._wake_waiters()
 
@@ -175,7 +192,12 @@ class TurnTrack(Envelope):
 
     def lose(self, count: int, reason: str) -> None:
         """`count` checkpoints of this turn are given up: they can be kept nowhere."""
+        was_given_up = self.given_up >= self.recorded
         self.lost += count
+        self.count.give_up(count, reason)
+        if self.ended and self.given_up >= self.recorded and not was_given_up:
+            # nothing of it can ever be stored
+            self.count.turns_given_up += 1
         self.tracker.give_up(count, reason, self.turn_id)
         self._wake_waiters()
 
@@ -210,6 +232,9 @@ class FlowTracker:
         """asked by the flusher for each user of a batch, in memory; wiring puts the watch list here"""
         self.given_up = 0
         self.late = 0
+        self.counts = HourCounts()
+        self.uncounted = HourCount("", 0)
+        """of turns that are none of this process's: reported to nobody"""
         self._deadlines: Deadlines | None = None
 
     def deadlines_here(self) -> Deadlines:
@@ -230,9 +255,15 @@ class FlowTracker:
         if self.flusher is None or self.flusher.loop is not loop:
             self.flusher = Flusher(self, loop)
         track = TurnTrack(self, user_id, session_id)
-        track.turn_id = turn_id
+        if turn_id:
+            track.turn_id = turn_id
+            track.count = self.counts.of(track.process_id, turn_id)
         self.running[track] = None
         return track
+
+    def report(self) -> Report:
+        """What this process made of its turns so far: its word in the ledger, said with each heartbeat."""
+        return self.counts.report(self.running)
 
     def begin_again(self) -> None:
         """The sweep took this process for dead, while it stood still, and ended its turns: leave them, and

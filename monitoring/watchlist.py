@@ -144,6 +144,11 @@ class Watchlist:
             return time.time_ns() // 1000
         return _monotonic_us() + self._offset_us
 
+    def clock_ns(self) -> int:
+        """`now()` in nanoseconds since 1970: one clock for all processes of all machines, which a step of a
+        machine's own clock does not move."""
+        return self._now_us() * 1000
+
     # --- news ---------------------------------------------------------------------------------
 
     def add_listener(self, listener: Listener) -> None:

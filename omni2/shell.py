@@ -65,6 +65,8 @@ def _own_pages(user: Any) -> Iterable[Link]:
     yield "Flows", "History" if user.has_perm("flows.view") else "My history", "history", "/flows/"
     if user.has_perm("flows.view"):
         yield "Flows", "Analytics", "insights", "/analytics/"
+    if user.has_perm("flows.operate"):
+        yield "Flows", "Ledger", "menu_book", "/ledger/"
     yield "Talk", "Chat", "chat", "/chat/"
 
 

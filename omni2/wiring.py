@@ -18,6 +18,7 @@ from django.db import Error
 
 from chat.usage import left_unsettled, settle_abandoned
 from flows import heartbeat, keeping
+from flows.checkpoints import use_clock
 from flows.persister import Loop, Persister
 from flows.sweep import Sweep
 from flows.tracker import tracker
@@ -57,6 +58,8 @@ async def start(beside: Callable[[], Coroutine[Any, Any, None]]) -> None:
     # before the first turn, so that the sweep can judge it from its first moment
     await pulse.once()
     await watchlist.start()
+    # so that a step of this machine's clock moves no checkpoint, and turns of several machines sort as they were
+    use_clock(watchlist.clock_ns)
     _keep(loop.create_task(pulse.run(), name="heartbeat"))
     _keep(loop.create_task(beside(), name="beside"))
     _end_in_order(loop)
@@ -122,7 +125,7 @@ async def drain() -> None:
     if tracker.flusher is not None and not await tracker.flusher.drain(FLUSH_S):
         logger.error("ended with %d checkpoints not written", len(tracker.queue))
     try:
-        await in_database(heartbeat.end, tracker.process_id)
+        await in_database(heartbeat.end, tracker.process_id, tracker.report())
     except (Error, OSError):
         logger.warning("the end of this process could not be written: the sweep will see it")
 
@@ -155,6 +158,7 @@ def persister() -> Loop:
     worker = Persister() if settings.REDIS_ENABLED else Loop()
     sweep = Sweep(is_monitored=watchlist.is_monitored, on_abandoned=settle_abandoned, left_unsettled=left_unsettled)
     worker.beside(_every(REFRESH_EVERY_S, watchlist.refresh_sync))
+    use_clock(watchlist.clock_ns)
     worker.beside(sweep)
     worker.beside(_every(KEEP_EVERY_S, keeping.keep))
     worker.beside(_every(TIDY_EVERY_S, tidy))
@@ -162,8 +166,8 @@ def persister() -> Loop:
 
 
 def tidy() -> None:
-    """Remove what has no use any more: sessions that ran out, processes that ended a week ago and left
-    no turn open, and the figures of single hours long ago."""
+    """Remove what has no use any more: sessions that ran out, what processes counted 90 days ago, those that
+    ended a week ago and left nothing behind, and the figures of single hours long ago."""
     call_command("clearsessions")
     heartbeat.forget_ended()
     keeping.forget_old_hours()

@@ -15,7 +15,7 @@ from django.contrib.auth.hashers import PBKDF2PasswordHasher
 
 PASSWORD = "correct horse battery staple"
 RIGHTS = {
-    "operators": [("monitoring", "manage"), ("flows", "view"), ("flows", "watch")],
+    "operators": [("monitoring", "manage"), ("flows", "view"), ("flows", "watch"), ("flows", "operate")],
     "auditors": [("flows", "view")],
 }
 # where a right lives, and what it is called until the migration that makes it has run
@@ -69,7 +69,7 @@ def ada(db: None) -> Any:
 
 @pytest.fixture
 def olga(db: None) -> Any:
-    """Operator: monitoring.manage, flows.view, flows.watch."""
+    """Operator: monitoring.manage, flows.view, flows.watch, flows.operate."""
     return make_person("olga@example.com", "Olga Ladyzhenskaya", "operators")
 
 

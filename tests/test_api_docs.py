@@ -112,6 +112,14 @@ def test_the_page_shows_every_area_and_asks_no_other_server() -> None:
         page.get_by_text("A stream of Server-Sent Events").wait_for()
         areas = page.locator(".opblock-tag").all_inner_texts()
         browser.close()
-    assert {area.split()[0] for area in areas} == {"ask", "auth", "flows", "monitoring", "turns", "description"}
+    assert {area.split()[0] for area in areas} == {
+        "ask",
+        "auth",
+        "flows",
+        "ledger",
+        "monitoring",
+        "turns",
+        "description",
+    }
     assert said == []
     assert {urlsplit(url).netloc for url in asked if not url.startswith("data:")} == {urlsplit(omni2.url).netloc}

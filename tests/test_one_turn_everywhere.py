@@ -10,7 +10,7 @@ import pytest
 import redis.asyncio
 import websockets
 
-from tests.ledger import Ledger
+from tests.faults.load import Told, ask
 from tests.llm_server import LlmServer
 from tests.running import Running, eventually, running
 
@@ -66,7 +66,7 @@ async def test_a_turn_is_the_same_in_every_place(omni2: Running) -> None:
         ]
         await asyncio.wait_for(asyncio.gather(*(each.wait() for each in ready)), 20)
 
-        told = await Ledger(omni2, [token]).chat("script:clock")
+        told = await ask(Told("script:clock", BOB, omni2.url), token)
         assert told.end == "done"
         count = told.checkpoints
         assert told.durable == count

@@ -55,6 +55,7 @@ GET    /flows/{session_id}/growth                                  401    403   
 GET    /flows/{session_id}/export                                  302    404      200       200        200
 GET    /analytics/                                                 302    403      200       200        200
 GET    /analytics/?user_id={user_id}                               302    403      200       200        200
+GET    /ledger/                                                    302    403      403       200        200
 GET    /live/                                                      302    403      403       200        200
 GET    /live/people                                                401    403      403       200        200
 GET    /live/search                                                401    403      403       200        200
@@ -75,6 +76,7 @@ GET    /api/v1/turns                                               401    200   
 GET    /api/v1/turns?user_id={user_id}                             401    403      200       200        200
 GET    /api/v1/turns/export                                        401    200      200       200        200
 GET    /api/v1/turns/export?user_id={user_id}                      401    403      200       200        200
+GET    /api/v1/ledger                                              401    403      403       200        200
 POST   /api/v1/monitoring/enable                                   401    403      403       400        400
 POST   /api/v1/monitoring/disable                                  401    403      403       400        400
 GET    /api/v1/monitoring/users                                    401    403      403       200        200

@@ -12,19 +12,19 @@ from django.db import connections
 from django.utils import timezone
 
 from chat.models import Conversation, DailyUsage, Message, TurnUsage
-from chat.usage import Totals, Verdict, admit, charge, left_unsettled, settle_abandoned, usage_today
+from chat.usage import Totals, Verdict, admit, charge, left_unsettled, settle_abandoned, usage_today, withdraw
 from flows.models import ServingProcess, Turn
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-def let_in(user: Any, *, reserve: bool = True) -> tuple[str, Verdict]:
+def let_in(user: Any, *, reserve: bool = True, session_id: str = "") -> tuple[str, Verdict]:
     turn_id = str(uuid.uuid4())
     verdict = admit(
         user_pk=user.pk,
         user_id=user.user_id,
-        session_id=str(uuid.uuid4()),
-        continued=False,
+        session_id=session_id or str(uuid.uuid4()),
+        continued=bool(session_id),
         turn_id=turn_id,
         process_id=str(uuid.uuid4()),
         message="Hello",
@@ -49,6 +49,22 @@ def test_it_finds_the_slots_of_dead_processes_that_no_turn_will_close(bob: Any, 
     assert {str(turn) for turn, _ in left_unsettled(now, 2)} == {ended, unknown}
     assert left_unsettled(now, 20) == []
     assert [str(process_id) for _, process_id in left_unsettled(now, 2)] == [process_of[ended], process_of[unknown]]
+
+
+def test_it_undoes_an_admission_whose_turn_never_began(bob: Any, limits: Any) -> None:
+    limits(turns_at_once=None)
+    first, verdict = let_in(bob)
+    assert verdict.admitted
+    session = str(TurnUsage.objects.get().session_id)
+    charge(first, Totals(1, 2), ended=True, answer="Hi")
+    second, _ = let_in(bob, session_id=session)
+    third, _ = let_in(bob)
+    assert DailyUsage.objects.get().requests == 3
+    assert [withdraw(turn) for turn in (second, third, third, first)] == [True, True, False, False]
+    assert (DailyUsage.objects.get().requests, DailyUsage.objects.get().output_tokens) == (1, 2)
+    assert [str(row.session_id) for row in Conversation.objects.all()] == [session], "it has an older question"
+    assert set(Message.objects.values_list("content", flat=True)) == {"Hello", "Hi"}
+    assert str(TurnUsage.objects.get().turn_id) == first
 
 
 def in_threads(count: int, work: Any) -> list[Any]:

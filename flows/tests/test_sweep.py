@@ -307,7 +307,7 @@ async def test_a_beat_goes_on_after_its_connection_was_cut(tracker: FlowTracker,
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                " WHERE datname = current_database() AND application_name = 'omni2 heartbeat'"
             )
             return cursor.fetchone()[0]
 
@@ -326,6 +326,21 @@ async def test_a_process_that_was_late_but_not_declared_dead_goes_on(
     before = tracker.process_id
     await pulse.once()
     assert tracker.process_id == before
+
+
+def test_it_does_not_judge_right_after_the_clock_of_postgresql_was_set_forward(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All heartbeats are an hour old by then."""
+    made = Sweep(is_monitored=lambda user_id: False, on_abandoned=Settled())
+    made.once()
+    alive = process(silent_s=3600)
+    real = made._postgres_now()
+    monkeypatch.setattr(made, "_postgres_now", lambda: real + timedelta(hours=1))
+    made.once()
+    assert ServingProcess.objects.get(pk=alive).ended_at is None
+    made.once()  # no further step: what is silent now is dead
+    assert ServingProcess.objects.get(pk=alive).ended_at is not None
 
 
 def test_it_forgets_processes_that_ended_long_ago_and_left_nothing_open() -> None:

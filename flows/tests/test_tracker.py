@@ -15,6 +15,8 @@ from flows import flusher as flusher_module
 from flows import heartbeat, keys, log
 from flows import tracker as tracker_module
 from flows.models import InteractionFlow, Turn
+from flows.persister import Persister
+from flows.preroll import preroll
 from flows.redis import get_redis, sync_client
 from flows.tracker import FlowTracker, TurnTrack
 from omni2 import embedded
@@ -145,8 +147,11 @@ async def test_it_survives_a_flush_and_a_forgotten_script(tracker: FlowTracker) 
     assert await turn.acknowledged(5) == 2
     after = await log.position(BOB)
     assert after.epoch != before.epoch
-    assert await names() == ["block_check"]
+    assert await names() == ["block_check", "auth_check", "block_check"], "the turn is appended again, from its first"
     assert tracker.flusher.redis_away is False
+    turn.record("usage_check", root)
+    await turn.acknowledged(5)
+    assert await names() == ["block_check", "auth_check", "block_check", "usage_check"], "once"
 
 
 class OwnValkey:
@@ -163,6 +168,11 @@ class OwnValkey:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+
+    @property
+    def file(self) -> Path:
+        """What it has written to disk, which grows."""
+        return next((self.folder / "data" / "appendonlydir").glob("*.incr.aof"))
 
     def send(self, number: int) -> None:
         os.kill(self.process.pid, number)
@@ -211,6 +221,67 @@ async def test_it_stores_whole_turns_while_redis_is_away(valkey: OwnValkey, how:
     assert set(await names()) == {"auth_check", "block_check"}
     turn.end("completed")
     assert await turn.acknowledged(5) == 3
+    await tracker.flusher.stop()
+
+
+@pytest.mark.parametrize("goes_on", [True, False], ids=["goes on", "is silent"])
+async def test_it_appends_again_what_redis_acknowledged_and_lost(valkey: OwnValkey, goes_on: bool) -> None:
+    """A loss of power: the last seconds had not reached the disk. Turns that ran, and one that had just ended;
+    also when nothing more is to be written."""
+    tracker = FlowTracker()
+    first, _ = begin(tracker)
+    await first.acknowledged(5)
+    on_disk = valkey.file.stat().st_size
+    first.end("completed")
+    running, root = begin(tracker)
+    running.record("block_check", root)
+    await asyncio.gather(first.acknowledged(5), running.acknowledged(5))
+    valkey.kill()
+    os.truncate(valkey.file, on_disk)
+    valkey.restart()
+    assert await names() == ["auth_check"]
+
+    if goes_on:
+        running.end("completed")
+        assert await running.acknowledged(10) == 3
+
+    async def again() -> bool:
+        return {first.turn_id, running.turn_id} <= {
+            json.loads(entry.document)["turn_id"] for entry in await log.read_recent(BOB, count=100)
+        }
+
+    await until(again)
+    worker = Persister()
+    for _ in range(4):
+        await in_database(worker.step)
+    summaries = await in_database(lambda: list(Turn.objects.values_list("turn_id", "outcome", "checkpoints")))
+    assert {(str(turn_id), outcome, count) for turn_id, outcome, count in summaries} == {
+        (first.turn_id, "completed", 2),
+        (running.turn_id, "completed", 3) if goes_on else (running.turn_id, None, 2),
+    }
+    await tracker.flusher.stop()
+
+
+async def test_a_stream_has_no_gap_where_more_went_around_redis_than_is_kept(
+    valkey: OwnValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pre-roll that finds a turn's first checkpoint in the stream relies on finding the others there."""
+    monkeypatch.setattr(flusher_module, "KEPT_FOR_REDIS", 3)
+    tracker = FlowTracker()
+    turn, root = begin(tracker)
+    await turn.acknowledged(5)
+    valkey.kill()
+    for _ in range(5):
+        turn.record("step", root)
+        await turn.acknowledged(10)
+    valkey.restart()
+    await came_back(tracker)
+    turn.end("completed")
+    await turn.acknowledged(5)
+    documents = [json.loads(entry.document) for entry in await log.read_recent(BOB, count=100)]
+    assert [each["checkpoint"] for each in documents][:3] == ["step"] * 3
+    shown = [json.loads(document)["flow_id"] for document in (await preroll(BOB)).documents]
+    assert shown == [checkpoint.flow_id for checkpoint in turn.checkpoints]
     await tracker.flusher.stop()
 
 

@@ -321,7 +321,7 @@ async def test_it_shows_once_what_went_around_the_log_and_came_into_it_later(
     expected = first + [checkpoint.flow_id for checkpoint in made]
     async with Page(olga_token) as page:
         await page.until_shown(expected)
-        await get_redis().execute_command(*log.pack_append(made, lambda user_id: True, hand_off=False))
+        await get_redis().execute_command(*log.pack_append(made, lambda user_id: True, way="around"))
         last = await Script(live).run()
         await page.until_shown(expected + last)
         assert page.snapshots == [True, False]

@@ -213,6 +213,13 @@ def ask_for_a_person(page: Page) -> None:
     expect(page.get_by_role("option").first).to_be_visible()
 
 
+def open_an_hour(page: Page) -> None:
+    """The numbers of each process, and what the columns mean."""
+    page.locator(".opens").first.click()
+    expect(page.locator("#hours .part").first).to_be_visible()
+    page.get_by_text("What the columns mean").click()
+
+
 def ordinary(stage: Stage) -> list[Place]:
     session = f"/flows/{stage.session}/"
     return [
@@ -229,6 +236,9 @@ def ordinary(stage: Stage) -> list[Place]:
         Place(f"/flows/compare/?a={stage.turns[0]}&b={stage.turns[1]}", "h1"),
         Place("/analytics/", "h1"),
         Place("/analytics/?user_id=nobody@example.com", "h1"),
+        Place("/ledger/", "#hours", act=open_an_hour),
+        Place("/ledger/?hours=168", "#hours"),
+        Place("/ledger/", "h1", who="charlie@example.com", status=403),
         Place("/chat/", "#nothing-said"),
         Place("/account/tokens/", "h1"),
         Place("/account/password/", "h1"),

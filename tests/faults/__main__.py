@@ -11,12 +11,12 @@ import random
 import sys
 import time
 import traceback
-from pathlib import Path
 from typing import Any
 
 from tests import servers
+from tests.faults import report
+from tests.faults.report import RESULTS
 
-RESULTS = Path(__file__).parents[2] / "bench" / "results" / "faults.json"
 SHOWN_PROBLEMS = 12
 SHOWN_MOMENTS = 20
 
@@ -36,9 +36,12 @@ def main() -> int:
     # whoever is monitored is told to the product by way of its database; there is no Redis here to announce it on
     logging.getLogger("monitoring.control").setLevel(logging.ERROR)
     from tests.faults import (
+        scenarios_clock,  # noqa: F401
         scenarios_leaving,  # noqa: F401
         scenarios_persister,  # noqa: F401
+        scenarios_poison,  # noqa: F401
         scenarios_postgres,  # noqa: F401
+        scenarios_power,  # noqa: F401
         scenarios_redis,  # noqa: F401
         scenarios_still,  # noqa: F401
         scenarios_watchers,  # noqa: F401
@@ -100,7 +103,7 @@ def _play(scenario: Any, options: argparse.Namespace) -> dict[str, Any]:
         counts = {name: getattr(found, name) for name in ("turns", "durable", "persisted", "lost", "doubled")}
         row |= {"injections": outcome.injections, **counts, "figures": outcome.figures, "problems": found.problems}
     row["passed"] = not row["problems"]
-    row["took_s"] = round(time.monotonic() - began)
+    row["took_s"], row["on"] = round(time.monotonic() - began), time.strftime("%Y-%m-%d")
     if not row["passed"] and rig is not None and rig.latest is not None:
         row["figures"]["moments"] = rig.latest.moments[-SHOWN_MOMENTS:]
     _show(row)
@@ -130,6 +133,7 @@ def _keep(rows: list[dict[str, Any]], seed: int) -> None:
         kept[row["name"]] = {**row, "figures": figures, "problems": row["problems"][:SHOWN_PROBLEMS]}
     machine = f"{platform.machine()} {platform.system()} Python {sys.version.split()[0]}, {os.cpu_count()} cores"
     RESULTS.write_text(json.dumps({"machine": machine, "seed": seed, "rows": list(kept.values())}, indent=1) + "\n")
+    report.write()
 
 
 def _earlier() -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -142,10 +143,17 @@ def limit_files(process: Process, size: int) -> None:
     """From now on none of its files may grow beyond `size` bytes, as if the disk was full there. SIGXFSZ must be
     ignored by it, or it dies of it: then writes fail with EFBIG."""
     for pid in family(process.pid):
-        try:
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-        except ProcessLookupError:
-            continue
+        with suppress(ProcessLookupError):
+            try:
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+            except PermissionError:
+                _limit_as_its_owner(pid, size)
+
+
+def _limit_as_its_owner(pid: int, size: int) -> None:
+    """Root in a container (without CAP_SYS_RESOURCE) may not limit the PostgreSQL that runs as nobody; nobody may."""
+    words = ["prlimit", "--pid", str(pid), f"--fsize={'unlimited' if size == resource.RLIM_INFINITY else size}:"]
+    subprocess.run([*embedded.as_unprivileged(), *words], check=Path(f"/proc/{pid}").exists())
 
 
 def unlimit_files(process: Process) -> None:

@@ -45,9 +45,9 @@ class Plan:
     chats: int = 10
     watchers: int = 3
     times: int = 2
-    rate: float = 8.0
+    rate: float = 10.0
     """turns a second to aim at"""
-    words: int = 10
+    words: int = 6
     seed: int = 1
     long: bool = False
     """whether there is time for what takes a minute"""
@@ -266,16 +266,18 @@ class Round:
 
     # --- the account ----------------------------------------------------------------------------------
 
-    async def reckon(self, *, processes_died: bool = False) -> Outcome:
-        """Wait until all has come to rest, and compare. The watchers stay until then."""
+    async def reckon(self, **allowed: Any) -> Outcome:
+        """Wait until all has come to rest, and compare (`allowed`: see `arithmetic.compare`). The watchers stay until
+        then."""
         began = time.monotonic()
-        found = await asyncio.to_thread(self._settled, processes_died)
+        found = await asyncio.to_thread(self._settled, allowed)
         self.figures["settled_s"] = round(time.monotonic() - began, 1)
         await self._compare_watchers(found)
         for watcher in self.watchers:
             await watcher.stop()
-        found.problems += await asyncio.to_thread(self._not_well)
-        self.figures |= found.figures | self._first_tokens()
+        if not allowed.get("may_give_up"):
+            found.problems += await asyncio.to_thread(self._not_well)
+        self.figures |= found.figures | self.first_tokens()
         self.figures["cut"] = sum(told.cut for told in self.told)
         self.figures["unreached"] = sum(not told.sent for told in self.told)
         self.figures["refused"] = sum(told.refused for told in self.load.told)
@@ -285,25 +287,24 @@ class Round:
             self.figures["moments"] = self.moments
         return Outcome(self.injections, found, self.figures)
 
-    def _settled(self, processes_died: bool) -> Sum:
+    def _settled(self, allowed: dict[str, Any]) -> Sum:
         """The account as soon as it has nothing to object to, or as it is after the limit."""
         deadline = time.monotonic() + SETTLE_LIMIT_S
         while True:
-            found = self._account(processes_died)
+            found = self._account(allowed)
             if not found.problems or time.monotonic() > deadline:
                 return found
             time.sleep(0.5)
 
-    def _account(self, processes_died: bool) -> Sum:
+    def _account(self, allowed: dict[str, Any]) -> Sum:
         if count := arithmetic.waiting(self.omni2):
             return Sum(problems=[f"{count} entries wait in the log"])
-        return arithmetic.compare(
-            self.omni2,
-            self.told,
-            self.users,
-            processes_died=processes_died,
-            given_up_before=self._given_up_before,
-        )
+        return arithmetic.compare(self.omni2, self.told, self.users, given_up_before=self._given_up_before, **allowed)
+
+    @property
+    def connections(self) -> int:
+        """How many connections to PostgreSQL its web processes may have at once."""
+        return 10 * len(self.omni2.web)
 
     async def _compare_watchers(self, found: Sum, *, limit_s: float = 30) -> None:
         rows = {}
@@ -329,8 +330,13 @@ class Round:
                 problems.append(f"{process.name} gave up {count} checkpoints")
         return problems
 
-    def _first_tokens(self) -> dict[str, float]:
-        times = [told.first_token_s for told in self.load.told if told.first_token_s is not None and not told.results]
+    def first_tokens(self, since_s: float = 0.0, until_s: float = math.inf) -> dict[str, float]:
+        """How long the first token took, of chats without a tool that began then (by time.monotonic())."""
+        times = [
+            told.first_token_s
+            for told in self.load.told
+            if told.first_token_s is not None and not told.results and since_s <= told.began_s < until_s
+        ]
         return {f"first_token_p{share}_ms": percentile_ms(times, share) for share in (50, 95)}
 
 

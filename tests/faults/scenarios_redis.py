@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import redis
 
 from omni2 import embedded
 from tests.faults import harm
-from tests.faults.rig import Outcome, Rig, Round, percentile_ms, started
+from tests.faults.rig import Outcome, Rig, Round, started
 from tests.faults.scenario import scenario, strange
 from tests.running import Process, Running
 
@@ -115,12 +116,7 @@ async def redis_killed_beside(rig: Rig) -> Outcome:
         await asyncio.to_thread(other.__exit__, None, None, None)
     outcome.sum.problems += [*strange(round_.told), *beside.problems, *strange(undisturbed.told)]
     for share in (50, 95):
-        ours, theirs = (
-            percentile_ms(
-                [told.first_token_s for told in each.load.told if told.first_token_s and not told.calls], share
-            )
-            for each in (round_, undisturbed)
-        )
+        ours, theirs = (each.first_tokens()[f"first_token_p{share}_ms"] for each in (round_, undisturbed))
         outcome.figures |= {
             f"p{share}_ms": ours,
             f"p{share}_ms_undisturbed": theirs,
@@ -138,20 +134,24 @@ def _ratio(ours: float, theirs: float) -> float:
 
 async def _away(rig: Rig, hurt: Callable[[], Awaitable[None]], heal: Callable[[], Awaitable[None]]) -> Outcome:
     """Something is wrong with Redis for a while: chats go on, and their checkpoints appear in PostgreSQL meanwhile."""
-    away_s = 60 if rig.plan.long else 4
+    away_s = 60 if rig.plan.long else 2
     figures: dict[str, Any] = {}
     async with rig.round() as round_:
         for _ in range(1 if rig.plan.long else rig.plan.times):
+            # so that there is something to compare with
+            await round_.pause(5 if rig.plan.long else 0)
+            hurt_s = time.monotonic()
             round_.note("Redis is away")
             await hurt()
             figures["noticed_after_s"] = await until_tracking(
                 round_, lambda each: each.get("status") == "degraded", "/readyz says degraded"
             )
-            chats = len(round_.told)
+            chats, began = len(round_.told), time.monotonic()
             rows = "SELECT count(*) FROM interaction_flows WHERE user_id = ANY(%s)"
             before = (await asyncio.to_thread(rig.omni2.sql, rows, round_.users))[0][0]
             await round_.pause(away_s)
             after = (await asyncio.to_thread(rig.omni2.sql, rows, round_.users))[0][0]
+            figures |= _meanwhile(round_, hurt_s, began)
             assert len(round_.told) > chats, "no chat began meanwhile"
             assert after > before, "nothing was stored meanwhile"
             figures |= {"stored_meanwhile": after - before, "begun_meanwhile": len(round_.told) - chats}
@@ -163,6 +163,14 @@ async def _away(rig: Rig, hurt: Callable[[], Awaitable[None]], heal: Callable[[]
     outcome.sum.problems += strange(round_.told)
     outcome.figures |= figures
     return outcome
+
+
+def _meanwhile(round_: Round, hurt_s: float, noticed_s: float) -> dict[str, float]:
+    """First tokens before it was hurt, and since that was noticed."""
+    before, since = round_.first_tokens(until_s=hurt_s), round_.first_tokens(since_s=noticed_s)
+    return {f"{name}_before": value for name, value in before.items()} | {
+        f"{name}_meanwhile": value for name, value in since.items()
+    }
 
 
 @scenario("redis-stopped", AWAY.format("stopped for a minute"))

@@ -32,7 +32,7 @@ async def web_killed(rig: Rig) -> Outcome:
         f"{watcher.name} was cut at {steady} with {visit.code}"
         for watcher in round_.watchers
         for visit in watcher.visits
-        if visit.url == steady and visit.ended_s is not None
+        if visit.url == steady and visit.ended_s is not None and not visit.left
     ]
     outcome = await round_.reckon(processes_died=True)
     outcome.sum.problems += [*strange(at_steady), *cut_watchers]

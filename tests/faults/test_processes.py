@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.rig import Outcome, Plan, Rig, started
-from tests.faults.scenarios_persister import persister_moments
+from tests.faults.scenarios_persister import persister_moments, persisters_killed
 from tests.faults.scenarios_still import rolling_restart
 from tests.faults.scenarios_web import web_killed
 
@@ -36,3 +36,8 @@ async def test_a_persister_killed_at_any_step_stores_each_checkpoint_once(rig: R
 
 async def test_a_restart_of_one_part_after_the_other_cuts_no_answer_off(rig: Rig) -> None:
     assert_it_adds_up(await rolling_restart(rig))
+
+
+async def test_of_two_persisters_either_may_be_killed(rig: Rig) -> None:
+    rig.omni2.start_persister()
+    assert_it_adds_up(await persisters_killed(rig))

@@ -14,6 +14,8 @@ from websockets.exceptions import WebSocketException
 from monitoring.tests.watching import Closed, Page, WireSocket
 
 COME_BACK_S = 0.3
+AWAY_FROM_HOME_S = 4.0
+"""How long a watcher stays with another server than its own, which may be there again."""
 
 
 @dataclass(slots=True)
@@ -24,6 +26,8 @@ class Visit:
     began_s: float
     ended_s: float | None = None
     code: int | None = None
+    left: bool = False
+    """whether the watcher went by itself"""
 
 
 @dataclass
@@ -68,12 +72,13 @@ class Watcher:
     async def _stay(self) -> None:
         further = 0
         while not self.failed:
-            let_in = await self._visit(self.urls[(self.home + further) % len(self.urls)])
+            place = (self.home + further) % len(self.urls)
+            let_in = await self._visit(self.urls[place], for_s=AWAY_FROM_HOME_S if further else None)
             further = 0 if let_in else further + 1
             await asyncio.sleep(COME_BACK_S)
 
-    async def _visit(self, url: str) -> bool:
-        """Watch at this server until it cuts us; whether it let us in at all."""
+    async def _visit(self, url: str, *, for_s: float | None) -> bool:
+        """Watch at this server until it cuts us, or so long; whether it let us in at all."""
         page = self.page
         page.connect = partial(WireSocket, url)
         if page.cursor is None:
@@ -88,7 +93,9 @@ class Watcher:
         self.visits.append(visit)
         assert page.reader is not None
         try:
-            await page.reader
+            done, _ = await asyncio.wait({page.reader}, timeout=for_s)
+            visit.left = not done
+            page._check_reader()
         except AssertionError as problem:
             self.failed = f"{self.name}: {problem}"
         visit.ended_s, visit.code = time.monotonic(), page.closed
