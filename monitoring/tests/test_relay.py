@@ -146,8 +146,10 @@ async def test_it_recovers_what_a_broken_subscription_lost(
             await asyncio.sleep(0.02)
 
     async def talk() -> None:
+        # four of them make about a thousand a second: the user's stream keeps ten thousand
         while drops < 30:
             await Script(live).run()
+            await asyncio.sleep(0.03)
 
     async def talk_at_once() -> None:
         await asyncio.gather(*(talk() for _ in range(4)))

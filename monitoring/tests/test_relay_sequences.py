@@ -408,7 +408,7 @@ def test_whatever_happens_every_page_shows_what_is_stored(
         world.by = olga
         await world.live_through(steps)
 
-    @hypothesis_settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @hypothesis_settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(STEP, max_size=25), st.booleans())
     def sequences(steps: list[tuple[str, int]], forgets: bool) -> None:
         runner.run(live_through(steps, forgets))

@@ -45,7 +45,8 @@ MOMENTS = (
     Moment(
         "while more comes than he reads", "script:long", sees=b"event: token", outcomes=("completed", "disconnected")
     ),
-    Moment("during a tool", "script:endless", sees=b"event: tool_call"),
+    # the round after the tool would go on for an hour
+    Moment("during a tool", "script:clock+hang", sees=b"event: tool_call"),
     # the model has finished: whether he is thought to have had all of it depends on a millisecond
     Moment(
         "during the last acknowledgement", "script:plain", sees=b"(scripted)", outcomes=("completed", "disconnected")
