@@ -308,8 +308,9 @@ class Flusher:
                 origin = bytes(await self._call(words))
             if origin != self._origin:
                 await self._append_again((), origin)
-        except REDIS_AWAY as problem:
-            await self._open_circuit(problem)
+        except REDIS_AWAY:
+            # with nothing to write there is nothing to take another way
+            await self._disconnect()
         except DeclaredDead:
             self.tracker.begin_again()
         else:
@@ -373,9 +374,12 @@ class Flusher:
         logger.warning("Redis takes checkpoints again")
 
     async def _come_back(self) -> None:
-        """Append what went around the log to the users' streams (it is in PostgreSQL already, so
-        not to the hand-off log), then change the epoch."""
+        """Append what went around the log, if anything did, to the users' streams (it is in PostgreSQL
+        already, so not to the hand-off log), then change the epoch."""
         around = self._around
+        if not around and not self._left_out:
+            # nothing was missed, so nobody has to begin anew
+            return
         if self._left_out:
             async with asyncio.timeout(APPEND_TIMEOUT_S):
                 if self._connection is None:

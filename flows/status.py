@@ -1,6 +1,5 @@
 """How the road of the checkpoints is doing: what /readyz and the pages say."""
 
-import asyncio
 from typing import Any
 
 from flows import keys
@@ -12,10 +11,9 @@ LAG_LIMIT_S = 30.0
 
 
 def tracking_status() -> dict[str, Any]:
-    """This process's tracker and flusher, and how many tasks its event loop has; no I/O. Asked on that loop."""
+    """This process's tracker and flusher; no I/O."""
     flusher = tracker.flusher
     return {
-        "tasks": len(asyncio.all_tasks()),
         "queue": len(tracker.queue),
         "running_turns": len(tracker.running),
         "given_up": tracker.given_up,

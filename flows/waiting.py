@@ -121,7 +121,7 @@ def read_road() -> Road:
         # entries may leave between the two commands of a shard, so fewer than counted is no sign of any left out
         complete=all(len(part) < READ_ENTRIES for part in shards[1::2]) and len(letters) < READ_LETTERS,
         checkpoints=[*_parsed(entries, set_aside=False), *_parsed(letters, set_aside=True)],
-        letters=[_letter(fields) for _, fields in letters],
+        letters=[_letter(letter_id, fields) for letter_id, fields in letters],
     )
 
 
@@ -153,10 +153,11 @@ def _document(fields: dict[bytes, bytes]) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _letter(fields: dict[bytes, bytes]) -> DeadLetter:
+def _letter(letter_id: bytes, fields: dict[bytes, bytes]) -> DeadLetter:
     return DeadLetter(
         reason=fields.get(b"reason", b"").decode(errors="replace"),
-        at=datetime.fromtimestamp(float(fields.get(b"at", b"0")), UTC),
+        # by Redis' clock, which is in the id
+        at=datetime.fromtimestamp(int(letter_id.partition(b"-")[0]) / 1000, UTC),
         checkpoint=str(_document(fields).get("checkpoint", "not a checkpoint"))[:50],
         shard=int(fields.get(b"shard", b"0")),
     )

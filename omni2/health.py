@@ -126,8 +126,9 @@ async def relay() -> dict[str, Any]:
 
 
 async def tracking() -> dict[str, Any]:
-    """This process's way to the log: what goes around Redis, and what had to be given up."""
-    known = tracking_status()
+    """This process's way to the log: what goes around Redis, and what had to be given up; and how many tasks
+    its event loop has, which is what a leak would show in first."""
+    known = {**tracking_status(), "tasks": len(asyncio.all_tasks())}
     if known["postgres_away"]:
         return _failed("neither Redis nor PostgreSQL takes checkpoints; they wait in memory", **known)
     if known["given_up"]:

@@ -277,6 +277,8 @@ class Round:
             await watcher.stop()
         if not allowed.get("may_give_up"):
             found.problems += await asyncio.to_thread(self._not_well)
+        if self.rig.plan.long:
+            found.problems += await asyncio.to_thread(self._not_reconciled)
         self.figures |= found.figures | self.first_tokens()
         self.figures["cut"] = sum(told.cut for told in self.told)
         self.figures["unreached"] = sum(not told.sent for told in self.told)
