@@ -59,9 +59,13 @@ def main() -> int:
         print(f"no such scenario: {', '.join(unknown)}; --list names them", file=sys.stderr)
         return 2
     named = [each.name for each in SCENARIOS.values() if not each.on_demand]
-    rows = [_play(SCENARIOS[name], options) for name in options.scenarios or named]
-    _keep(rows, options.seed)
-    return 0 if all(row["passed"] for row in rows) else 1
+    passed = True
+    for name in options.scenarios or named:
+        row = _play(SCENARIOS[name], options)
+        # each as it comes: an hour's figures are not lost to whatever ends the run
+        _keep(row, options.seed)
+        passed = passed and row["passed"]
+    return 0 if passed else 1
 
 
 def _options() -> argparse.Namespace:
@@ -125,12 +129,11 @@ def _show(row: dict[str, Any]) -> None:
     print(f"     what was done, in seconds since the load began: {'; '.join(row['figures'].get('moments', []))}")
 
 
-def _keep(rows: list[dict[str, Any]], seed: int) -> None:
-    """Into the file of results, in place of earlier ones of the same scenarios."""
-    kept = {row["name"]: row for row in _earlier()}
-    for row in rows:
-        figures = {name: value for name, value in row["figures"].items() if name != "moments"}
-        kept[row["name"]] = {**row, "figures": figures, "problems": row["problems"][:SHOWN_PROBLEMS]}
+def _keep(row: dict[str, Any], seed: int) -> None:
+    """Into the file of results, in place of an earlier one of the same scenario."""
+    kept = {each["name"]: each for each in _earlier()}
+    figures = {name: value for name, value in row["figures"].items() if name != "moments"}
+    kept[row["name"]] = {**row, "figures": figures, "problems": row["problems"][:SHOWN_PROBLEMS]}
     machine = f"{platform.machine()} {platform.system()} Python {sys.version.split()[0]}, {os.cpu_count()} cores"
     RESULTS.write_text(json.dumps({"machine": machine, "seed": seed, "rows": list(kept.values())}, indent=1) + "\n")
     report.write()
