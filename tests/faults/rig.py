@@ -321,6 +321,14 @@ class Round:
         found.problems += problems
         found.doubled += sum("twice" in problem for problem in problems)
 
+    def _not_reconciled(self) -> list[str]:
+        """What the product's own ledger has to object to: its accounts and ours know nothing of each other."""
+        try:
+            self.omni2.manage("reconcile", "--since", "3h", "--wait", "60")
+        except AssertionError as problem:
+            return [str(problem)]
+        return []
+
     def _not_well(self) -> list[str]:
         """What the processes say of themselves."""
         problems = []
