@@ -42,17 +42,27 @@ KEEP_EVERY_S = 5.0
 time, since the rows that came meanwhile wait for it."""
 
 _started_on: asyncio.AbstractEventLoop | None = None
+_starting: "asyncio.Task[None] | None" = None
 _background: set[asyncio.Task[Any]] = set()
 
 
 async def start(beside: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Start this process's background work, and `beside` with it, once per event loop; one
-    comparison afterwards."""
-    global _started_on
+    """Start this process's background work, and `beside` with it, once per event loop; two
+    comparisons afterwards.
+
+    Whoever comes meanwhile waits as well: the first turn needs a heartbeat and the clock. It goes on when the
+    first one's client has left."""
+    global _started_on, _starting
     loop = asyncio.get_running_loop()
-    if _started_on is loop:
-        return
-    _started_on = loop
+    if _started_on is not loop:
+        _started_on = loop
+        _starting = loop.create_task(_start(loop, beside), name="start")
+    if _starting is not None:
+        await asyncio.shield(_starting)
+
+
+async def _start(loop: asyncio.AbstractEventLoop, beside: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    global _starting
     tracker.is_monitored = watchlist.is_monitored
     pulse = heartbeat.Heartbeat(tracker)
     # before the first turn, so that the sweep can judge it from its first moment
@@ -63,6 +73,7 @@ async def start(beside: Callable[[], Coroutine[Any, Any, None]]) -> None:
     _keep(loop.create_task(pulse.run(), name="heartbeat"))
     _keep(loop.create_task(beside(), name="beside"))
     _end_in_order(loop)
+    _starting = None
 
 
 def _keep(task: asyncio.Task[Any]) -> None:

@@ -1,0 +1,64 @@
+"""A web process starts its background work with its first request, whatever becomes of that."""
+
+import subprocess
+import sys
+
+import pytest
+
+from omni2.env import BASE_DIR
+from tests.running import running
+
+pytestmark = pytest.mark.slow
+
+# The first two requests of a process come at once, and the first one's client leaves.
+PROGRAM = """
+import asyncio
+import django
+django.setup()
+from django.db import connection
+from flows import checkpoints
+from monitoring.watchlist import watchlist
+from omni2 import wiring
+from omni2.database import in_database
+
+begun = []
+
+async def beside():
+    begun.append(1)
+
+def beats():
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM serving_processes WHERE process_id = %s", [wiring.tracker.process_id])
+        return cursor.fetchone()[0]
+
+async def main():
+    first = asyncio.create_task(wiring.start(beside))
+    second = asyncio.create_task(wiring.start(beside))
+    await asyncio.sleep(0)
+    first.cancel()
+    await second
+    assert await in_database(beats) == 1, "no heartbeat before the first turn"
+    assert checkpoints._clock == watchlist.clock_ns, "no clock before the first turn"
+    await asyncio.sleep(0)
+    names = {task.get_name() for task in asyncio.all_tasks()}
+    assert "heartbeat" in names, names
+    await wiring.start(beside)
+    assert begun == [1]
+    print("started once")
+
+asyncio.run(main())
+"""
+
+
+def test_it_starts_once_and_before_any_turn_even_if_the_first_client_leaves() -> None:
+    with running(web=0, persisters=0) as omni2:
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM],
+            cwd=BASE_DIR,
+            env={**omni2.environment, "DJANGO_SETTINGS_MODULE": "omni2.settings"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    assert done.stdout.strip() == "started once", done.stderr
