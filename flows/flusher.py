@@ -27,7 +27,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from flows import keys, log
 from flows.checkpoints import Checkpoint
-from flows.redis import new_connection
+from flows.redis import new_connection, was_cancelled
 from flows.store import is_refusal, store
 from omni2.database import in_database
 
@@ -141,7 +141,7 @@ class Flusher:
         await self._disconnect()
 
     async def _run(self) -> None:
-        while not self._ending:
+        while not self._is_over():
             if not self.tracker.queue:
                 await self._rest()
             batch: list[Checkpoint] = []
@@ -159,6 +159,10 @@ class Flusher:
                 await asyncio.sleep(RETRY_PAUSE_S[-1])
             finally:
                 self._busy = False
+
+    def _is_over(self) -> bool:
+        # a loop that ends cancels its tasks once, and waits for them for ever
+        return self._ending or was_cancelled()
 
     async def _rest(self) -> None:
         """Sleep until a checkpoint comes; while Redis is away, at most until the next probe, and while it
@@ -209,7 +213,7 @@ class Flusher:
     async def _deliver(self, batch: list[Checkpoint]) -> None:
         """Make one batch durable somewhere, however long it takes."""
         attempt = 0
-        while not self._ending and (batch := self._of_the_living(batch)):
+        while not self._is_over() and (batch := self._of_the_living(batch)):
             try:
                 if await self._try_once(batch):
                     return None

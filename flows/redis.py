@@ -64,3 +64,10 @@ def sync_client() -> sync_redis.Redis:
     if not settings.REDIS_ENABLED:
         raise RedisDisabled("Redis is switched off (REDIS_ENABLED=false)")
     return sync_redis.Redis.from_url(settings.REDIS_URL, retry=SyncRetry(NoBackoff(), 1), **connection_options())
+
+
+def was_cancelled() -> bool:
+    """Whether somebody cancelled the running task, even if nobody in between let it through:
+    `asyncio.wait_for` of Python 3.11, inside redis-py, can swallow a cancellation."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

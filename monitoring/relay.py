@@ -24,7 +24,7 @@ from django.db import Error as DatabaseProblem
 from flows import keys, log
 from flows.flusher import REDIS_AWAY
 from flows.preroll import Preroll, created_at_of, flow_id_of, preroll
-from flows.redis import new_connection
+from flows.redis import new_connection, was_cancelled
 from flows.status import tracking_status
 from monitoring import messages
 from monitoring.admission import still_allowed
@@ -486,13 +486,6 @@ class Relay:
                         watcher.close(verdict.code)
                     elif verdict.sees_all != watcher.admission.sees_all:
                         watcher.may_still_watch(replace(watcher.admission, sees_all=verdict.sees_all))
-
-
-def was_cancelled() -> bool:
-    """Whether somebody cancelled the running task, even if nobody in between let it through:
-    `asyncio.wait_for` of Python 3.11, inside redis-py, can swallow a cancellation."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 _relays: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Relay]" = weakref.WeakKeyDictionary()

@@ -1,6 +1,7 @@
 """Recording never waits; what the log acknowledged is told; Redis away hurts no chat."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -368,6 +369,29 @@ async def test_a_redis_that_hangs_keeps_nothing_waiting(valkey: OwnValkey, monke
     valkey.send(signal.SIGCONT)
     await came_back(tracker)
     await tracker.flusher.stop()
+
+
+async def test_it_ends_although_its_cancellation_was_swallowed(
+    tracker: FlowTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As redis-py may do on Python 3.11; a loop that ends cancels once, and waits for ever."""
+    turn, root = begin(tracker)
+    await turn.acknowledged(5)
+    flusher = tracker.flusher
+    began = asyncio.Event()
+
+    async def swallow(batch: object) -> bytes:
+        began.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return flusher._origin
+
+    monkeypatch.setattr(flusher, "_append", swallow)
+    turn.record("step", root)
+    await began.wait()
+    flusher._task.cancel()
+    await asyncio.wait({flusher._task}, timeout=20)
+    assert flusher._task.done()
 
 
 async def test_it_waits_in_memory_while_both_are_away(valkey: OwnValkey, monkeypatch: pytest.MonkeyPatch) -> None:
