@@ -429,8 +429,6 @@ Promise.race([document.fonts.ready, new Promise((go) => setTimeout(go, FONTS_MS)
 // where the keyboard is on the screen it would come up over the conversation
 if (matchMedia("(hover: hover)").matches && document.activeElement === document.body) message.focus({ preventScroll: true });
 for (const exchange of lines.querySelectorAll(".exchange[data-running]")) awaitAnswer(exchange);
-// whoever was quicker than this script has pressed Enter already, and got a new line for it
-if (message.value.endsWith("\n")) form.requestSubmit();
 const draft = sessionStorage.getItem(DRAFT);
 if (draft) {
   sessionStorage.removeItem(DRAFT);

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
-from playwright.sync_api import Locator, Page, Route, expect
+from playwright.sync_api import Locator, Page, expect
 
 from chat.scripted_model import Chunk, Seen, ends, says, script, used
 from tests.browser.conftest import NARROW, Api, Visits
@@ -391,18 +391,3 @@ def test_a_question_can_be_edited_and_asked_again(visit: Visits, someone: Callab
     page.keyboard.press("Enter")
     expect(page.locator(".question").nth(1)).to_have_text("script:plain how much?\nand why? and when?")
     expect(answered(page).nth(1)).to_be_visible(timeout=LONG_MS)
-
-
-def test_a_question_sent_before_the_script_had_come_is_not_forgotten(
-    visit: Visits, someone: Callable[[str], str]
-) -> None:
-    bob = someone("Quick Quentin")
-    page = visit(bob, "/chat/")
-    held_back: list[Route] = []
-    page.route("**/js/chat*.js", lambda route: held_back.append(route))  # noqa: PLW0108 - it must be a Python function
-    page.goto("/chat/", wait_until="commit")
-    page.get_by_label("Message").press_sequentially("script:plain good morning")
-    page.keyboard.press("Enter")
-    assert len(held_back) == 1
-    held_back[0].continue_()
-    expect(page.locator(".answer")).to_contain_text("good morning", timeout=LONG_MS)
