@@ -13,6 +13,7 @@ from monitoring.models import Omni2Config
 
 settings_migration = import_module("monitoring.migrations.0002_settings")
 groups_migration = import_module("monitoring.migrations.0003_groups")
+operate_migration = import_module("monitoring.migrations.0004_operators_operate")
 
 pytestmark = pytest.mark.django_db
 
@@ -27,6 +28,7 @@ def migrated() -> None:
     for _ in range(2):
         settings_migration.add_settings(apps, Editor)
         groups_migration.add_groups(apps, Editor)
+        operate_migration.let_operators(apps, Editor)
 
 
 def rights_of(group: str) -> set[str]:
@@ -41,15 +43,15 @@ def test_it_has_the_two_settings(migrated: None) -> None:
 
 
 def test_it_has_operators_and_auditors(migrated: None) -> None:
-    assert rights_of("operators") == {"monitoring.manage", "flows.view", "flows.watch"}
+    assert rights_of("operators") == {"monitoring.manage", "flows.view", "flows.watch", "flows.operate"}
     assert rights_of("auditors") == {"flows.view"}
 
 
 def test_it_gives_the_rights_to_whom_is_in_the_group(migrated: None, olga: Any, august: Any, charlie: Any) -> None:
-    rights = ["monitoring.manage", "flows.view", "flows.watch"]
-    assert [olga.has_perm(right) for right in rights] == [True, True, True]
-    assert [august.has_perm(right) for right in rights] == [False, True, False]
-    assert [charlie.has_perm(right) for right in rights] == [False, False, False]
+    rights = ["monitoring.manage", "flows.view", "flows.watch", "flows.operate"]
+    assert [olga.has_perm(right) for right in rights] == [True, True, True, True]
+    assert [august.has_perm(right) for right in rights] == [False, True, False, False]
+    assert [charlie.has_perm(right) for right in rights] == [False, False, False, False]
 
 
 def test_it_leaves_what_an_admin_changed(migrated: None) -> None:
