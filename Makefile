@@ -7,7 +7,7 @@ PIP = PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 $(PYTHON) -m pip --disable-pip-version
 ARGS =
 
 .DEFAULT_GOAL := help
-.PHONY: help run test faults check bench demo screenshots lock clean
+.PHONY: help run test faults check bench bench-full demo screenshots lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -31,8 +31,11 @@ check: .venv/installed-dev ## format, lint, types, import directions, migrations
 	@said=$$($(PYTHON) manage.py makemigrations --check --dry-run 2>&1) || { echo "$$said"; exit 1; }; \
 		echo "No migration is missing"
 
-bench: .venv/installed-dev ## measure what tracking costs, beside the plain way of doing it
-	@exec $(PYTHON) -m bench
+bench: .venv/installed-dev ## measure what Omni2 costs, beside what else one could use (about 5 minutes)
+	@exec $(PYTHON) -m bench $(ARGS)
+
+bench-full: .venv/installed-dev ## the same with 10 million checkpoints and 5,000 watchers (hours; goes on where it was broken off)
+	@exec $(PYTHON) -m bench --full $(ARGS)
 
 demo: .venv/installed ## send demonstration traffic through a running Omni2 (scripted model, labelled as such)
 	@exec $(PYTHON) manage.py demo $(ARGS)

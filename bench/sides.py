@@ -2,37 +2,121 @@
 shared machine are ratios from one run."""
 
 import asyncio
-import json
-import os
-import platform
 import statistics
-import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 T = TypeVar("T")
-RESULTS = Path(__file__).parent / "results" / "latest.json"
-PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
-MARKS = ("<!-- figures -->", "<!-- end of figures -->")
+AT_LEAST: Literal["at least"] = "at least"
+AT_MOST: Literal["at most"] = "at most"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Row:
-    """One line of the table. `ratio` = other / ours (how many times less), or as `unit` says."""
+    """One line of the table.
 
+    With another side: `ratio` is what `ratio_of` says and is held against the goal. Without (`other` and `ratio`
+    are None): `ours` itself is. A goal of None: the line says what is, nothing was promised.
+    """
+
+    number: int
+    """The row of docs/performance.md's list of what is compared, 1 to 10."""
     name: str
     ours: float
-    other: float
-    ratio: float
-    goal: float
-    met: bool
     unit: str
+    goal: float | None
+    sense: Literal["at least", "at most"]
+    other: float | None = None
+    against: str = ""
+    """What the other side is."""
+    ratio: float | None = None
+    ratio_of: str = ""
+    """"theirs / ours" or "ours / theirs"."""
     spread: str = ""
+    """The least and the greatest ratio of the rounds."""
+    stretch: float | None = None
+    """A further goal, that nobody promised."""
+    note: str = ""
+
+    @property
+    def measured(self) -> float:
+        """What is held against the goal."""
+        return self.ours if self.ratio is None else self.ratio
+
+    @property
+    def met(self) -> bool:
+        if self.goal is None:
+            return True
+        return self.measured >= self.goal if self.sense == AT_LEAST else self.measured <= self.goal
+
+
+def less(
+    number: int,
+    name: str,
+    ours: Sequence[float],
+    other: Sequence[float],
+    *,
+    unit: str,
+    against: str,
+    goal: float | None,
+    **more: Any,
+) -> Row:
+    """How many times less ours is than theirs, by the median of the rounds' ratios; the goal is the least."""
+    return _compared(number, name, ours, other, unit, against, goal, AT_LEAST, "theirs / ours", more)
+
+
+def times(
+    number: int,
+    name: str,
+    ours: Sequence[float],
+    other: Sequence[float],
+    *,
+    unit: str,
+    against: str,
+    goal: float | None,
+    sense: Literal["at least", "at most"] = AT_MOST,
+    **more: Any,
+) -> Row:
+    """Ours as a multiple of theirs, by the median of the rounds' ratios; the goal is the most, or as `sense` says."""
+    return _compared(number, name, ours, other, unit, against, goal, sense, "ours / theirs", more)
+
+
+def _compared(
+    number: int,
+    name: str,
+    ours: Sequence[float],
+    other: Sequence[float],
+    unit: str,
+    against: str,
+    goal: float | None,
+    sense: Literal["at least", "at most"],
+    ratio_of: str,
+    more: dict[str, Any],
+) -> Row:
+    pairs = zip(ours, other, strict=True)
+    ratios = sorted(theirs / mine if ratio_of == "theirs / ours" else mine / theirs for mine, theirs in pairs)
+    return Row(
+        number=number,
+        name=name,
+        ours=statistics.median(ours),
+        other=statistics.median(other),
+        unit=unit,
+        goal=goal,
+        sense=sense,
+        against=against,
+        ratio=statistics.median(ratios),
+        ratio_of=ratio_of,
+        spread=f"{ratios[0]:.3g}…{ratios[-1]:.3g}",
+        **more,
+    )
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which this share (0 to 1) of them lies, the nearest rank."""
+    return sorted(values)[max(0, min(len(values), round(share * len(values))) - 1)]
 
 
 def _price_of_the_clock_ns() -> int:
@@ -65,62 +149,15 @@ class Metered(Generic[T]):
             value = yield waits_for
 
 
-async def rounds(sides: dict[str, Callable[[], Awaitable[float]]], *, count: int) -> dict[str, list[float]]:
-    """Run the sides in turn `count` + 1 times and return their figures without the first round."""
-    figures: dict[str, list[float]] = {name: [] for name in sides}
+async def rounds(sides: dict[str, Callable[[], Awaitable[T]]], *, count: int) -> dict[str, list[T]]:
+    """Run the sides in turn `count` + 1 times and return their figures without the first round. Every other
+    round goes backwards, so that no side always comes after the same one."""
+    figures: dict[str, list[T]] = {name: [] for name in sides}
     for number in range(count + 1):
-        for name, side in sides.items():
+        order = list(sides.items())
+        for name, side in order if number % 2 else reversed(order):
             figure = await side()
             if number:
                 figures[name].append(figure)
         await asyncio.sleep(0)
     return figures
-
-
-def less(name: str, ours: list[float], other: list[float], *, goal: float, unit: str) -> Row:
-    """How many times less ours is, by the median of each round's ratio."""
-    ratios = sorted(theirs / mine for mine, theirs in zip(ours, other, strict=True))
-    ratio = statistics.median(ratios)
-    return Row(
-        name=name,
-        ours=round(statistics.median(ours), 3),
-        other=round(statistics.median(other), 3),
-        ratio=round(ratio, 1),
-        goal=goal,
-        met=ratio >= goal,
-        unit=unit,
-        spread=f"{ratios[0]:.1f}…{ratios[-1]:.1f}",
-    )
-
-
-def show(rows: list[Row]) -> None:
-    """Print the table, keep it in results/latest.json and write it into docs/performance.md."""
-    print(f"\n{'what':58} {'ours':>10} {'other':>10} {'ratio':>8} {'spread':>15} {'goal':>7}  met")
-    for row in rows:
-        print(
-            f"{row.name:58} {row.ours:>10} {row.other:>10} {row.ratio:>8} {row.spread:>15} {row.goal:>7}  "
-            f"{'yes' if row.met else 'NO'}  {row.unit}"
-        )
-    machine = f"{platform.machine()} {platform.system()} Python {sys.version.split()[0]}"
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"machine": machine, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
-    write_page(rows, machine)
-
-
-def write_page(rows: list[Row], machine: str) -> None:
-    """Put the figures between the marks of docs/performance.md."""
-    lines = [
-        f"Last run: {machine}, {os.cpu_count()} cores, {datetime.now(UTC):%Y-%m-%d}.",
-        "",
-        "| what | ours | the plain way | times less | rounds from…to | goal | met |",
-        "|---|---|---|---|---|---|---|",
-        *(
-            f"| {row.name} | {row.ours} {row.unit} | {row.other} {row.unit} | {row.ratio} | {row.spread} | {row.goal} |"
-            f" {'yes' if row.met else 'no'} |"
-            for row in rows
-        ),
-    ]
-    text = PAGE.read_text()
-    before, _, rest = text.partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    PAGE.write_text("\n".join([before + MARKS[0], *lines, MARKS[1]]) + after)
