@@ -63,7 +63,7 @@ REDIS_AWAY = (RedisError, OSError, TimeoutError, asyncio.IncompleteReadError)
 
 async def _answers() -> bool:
     """Whether Redis answers within a second, on a connection of its own."""
-    connection = new_connection()
+    connection = new_connection(client_name="omni2-probe")
     try:
         async with asyncio.timeout(APPEND_TIMEOUT_S):
             await connection.connect()  # type: ignore[no-untyped-call]
@@ -258,7 +258,7 @@ class Flusher:
     async def _connect(self) -> None:
         """A fresh connection that knows which Redis process it talks to: after a restart the
         first append makes a new epoch."""
-        connection = new_connection()
+        connection = new_connection(client_name="omni2-flusher")
         await connection.connect()  # type: ignore[no-untyped-call]
         self._connection = connection
         await connection.send_command("INFO", "server", check_health=False)

@@ -15,6 +15,9 @@ CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 5.0
 CONNECTIONS = 50
 
+POOLED = "omni2"
+"""The name Redis shows for a connection of a pool (CLIENT LIST); one of its own has another."""
+
 _clients: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, redis.asyncio.Redis]" = weakref.WeakKeyDictionary()
 
 
@@ -25,7 +28,7 @@ class RedisDisabled(ConnectionError):
 def connection_options() -> dict[str, Any]:
     """Time-outs on every wait; no silent retry: a repeated append would be a second entry, and a
     caller that waits for an answer learns soon that there is none."""
-    return {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_timeout": ANSWER_TIMEOUT_S, "client_name": "omni2"}
+    return {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_timeout": ANSWER_TIMEOUT_S, "client_name": POOLED}
 
 
 def get_redis() -> redis.asyncio.Redis:

@@ -3,9 +3,11 @@
 import json
 import os
 import time
+from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from flows.redis import POOLED
 from tests.running import Process, Running, eventually, get
 
 
@@ -22,9 +24,12 @@ class Footprint:
     waiting: int = 0
     """entries of the hand-off log"""
     descriptors: int = 0
-    """open files of web processes and persisters, without their connections to PostgreSQL: a pool keeps those"""
-    postgres_connections: int = 0
+    """open files of web processes and persisters, without the connections that are counted for themselves"""
     redis_clients: int = 0
+    """connections to Redis that are no pool's"""
+    redis_pooled: int = 0
+    """as many as were once in use at the same time: a pool keeps those, here and with PostgreSQL"""
+    postgres_connections: int = 0
     redis_keys: int = 0
     redis_kib: int = 0
     web_kib: int = 0
@@ -65,8 +70,10 @@ def footprint(omni2: Running) -> Footprint:
     found.postgres_connections = omni2.sql(f"SELECT count(*) FROM pg_stat_activity WHERE {others}")[0][0]
     found.slots = omni2.sql("SELECT count(*) FROM turn_usage WHERE ended_at IS NULL")[0][0]
     open_files = sum(descriptors(process) for process in (*omni2.web, *omni2.persisters))
-    found.descriptors = open_files - found.postgres_connections
-    found.redis_clients = len(omni2.redis.client_list())
+    names = Counter(each["name"] for each in omni2.redis.client_list())
+    found.redis_pooled = names.pop(POOLED, 0)
+    found.redis_clients = names.total()
+    found.descriptors = open_files - found.postgres_connections - found.redis_pooled
     found.redis_keys = omni2.redis.dbsize()
     found.redis_kib = omni2.redis.info("memory")["used_memory"] // 1024
     found.web_kib = sum(resident_kib(process) for process in omni2.web)
