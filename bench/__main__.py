@@ -77,7 +77,7 @@ def run_all(names: list[str], plan: Plan, *, again: bool) -> int:
         rows[name] = section.read(path)
     found = [row for name in SECTIONS for row in rows.get(name, [])]
     print(table.as_text(found))
-    table.keep(found, kind=kind, measured=set(rows))
+    table.keep(found, kind=kind)
     print(f"bench: {time.monotonic() - began:.0f} s; kept in {table.results(kind)} and docs/performance.md")
     for name in failed:
         print(f"bench: {name} failed: its rows are those of an earlier run", file=sys.stderr)

@@ -37,23 +37,45 @@ def machine() -> str:
     return f"{system}, {os.cpu_count()} cores"
 
 
-def keep(rows: Sequence[Row], *, kind: str, measured: set[str]) -> None:
+def keep(rows: Sequence[Row], *, kind: str) -> None:
     """Put the rows into the results and the page. Rows with a number none of these has stay as they were."""
+    if not rows:
+        return
     path = results(kind)
     path.parent.mkdir(exist_ok=True)
     numbers = {row.number for row in rows}
-    before = json.loads(path.read_text())["rows"] if path.exists() else []
-    kept = [from_json(found) for found in before if found.get("number") and found["number"] not in numbers]
-    every = sorted([*kept, *rows], key=lambda row: row.number)
+    kept = [row for row in rows_of(path) if row.number not in numbers] if path.exists() else []
     whole = {
         "machine": machine(),
         "commit": commit(),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-        "rows": [as_json(row) for row in every],
+        "rows": [as_json(row) for row in sorted([*kept, *rows], key=lambda row: row.number)],
     }
     path.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
-    if measured:
-        _write_page(every, kind)
+    before, _, rest = PAGE.read_text().partition(MARKS[kind][0])
+    _, _, after = rest.partition(MARKS[kind][1])
+    PAGE.write_text(before + on_page(kind) + after)
+
+
+def rows_of(path: Path) -> list[Row]:
+    """The rows of a file of results."""
+    return [from_json(found) for found in json.loads(path.read_text())["rows"]]
+
+
+def on_page(kind: str) -> str:
+    """What docs/performance.md says of the results, its marks included."""
+    whole = json.loads(results(kind).read_text())
+    begin, end = MARKS[kind]
+    lines = [
+        begin,
+        f"Last run: {whole['machine']}, {whole['measured_at'][:10]}.",
+        "",
+        "| # | what | ours | the other | against | ratio | rounds from…to | goal | met |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_line(from_json(row)) for row in whole["rows"]),
+        end,
+    ]
+    return "\n".join(lines)
 
 
 def as_text(rows: Sequence[Row]) -> str:
@@ -67,20 +89,6 @@ def as_text(rows: Sequence[Row]) -> str:
             f"{_goal(row):>7} {'yes' if row.met else 'NO':3} {row.unit}{'; ' + row.note if row.note else ''}"
         )
     return "\n".join(lines)
-
-
-def _write_page(rows: Sequence[Row], kind: str) -> None:
-    begin, end = MARKS[kind]
-    lines = [
-        f"Last run: {machine()}, {datetime.now(UTC):%Y-%m-%d}.",
-        "",
-        "| # | what | ours | the other | against | ratio | rounds from…to | goal | met |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *(_line(row) for row in rows),
-    ]
-    before, _, rest = PAGE.read_text().partition(begin)
-    _, _, after = rest.partition(end)
-    PAGE.write_text("\n".join([before + begin, *lines, end]) + after)
 
 
 def _line(row: Row) -> str:
