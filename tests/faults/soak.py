@@ -79,14 +79,15 @@ async def soak(rig: Rig) -> Outcome:
     found = await asyncio.to_thread(arithmetic.compare, omni2, world.told, users)
     outcomes = dict(omni2.sql("SELECT turn_id::text, outcome FROM turns WHERE user_id = ANY(%s)", users))
     found.problems += [*still, *problems(world.leavers, outcomes), *world.watcher_problems, *_grown(rests)]
-    rows = [{**rest.row(), **more} for rest, more in rests]
+    held = [{**rest.row(), **more} for rest, more in rests]
     figures = {
         "minutes": rig.plan.minutes,
         "leavers": len(world.leavers),
         "requests_read": world.read,
         "visits_of_watchers": world.visits,
         "samples": len(world.samples),
-        "rests": rows,
+        # a line of numbers each, one for every rest; what was always nothing is left out
+        "rests": {name: " ".join(str(rest[name]) for rest in held) for name in held[0] if any(r[name] for r in held)},
     }
     return Outcome(world.visits + len(world.leavers), found, figures)
 
