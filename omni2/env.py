@@ -6,7 +6,7 @@ Settings, the supervisor and the container files all take their names and defaul
 import json
 import os
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -75,11 +75,61 @@ def given_redis_url() -> str:
     host = text("REDIS_HOST")
     if not host:
         return ""
-    password = text("REDIS_PASSWORD")
-    login = f":{quote(password, safe='')}@" if password else ""
+    login = f":{quote(redis_password(), safe='')}@" if redis_password() else ""
     port = integer("REDIS_PORT", 6379, low=1, high=65535)
-    number = integer("REDIS_DB", 0, low=0, high=1_000_000)
-    return f"redis://{login}{host}:{port}/{number}"
+    return f"redis://{login}{host}:{port}/{redis_database()}"
+
+
+SENTINEL_PORT = 26379
+
+
+def redis_sentinels() -> list[tuple[str, int]]:
+    """The sentinels that know which Redis is the primary, as REDIS_SENTINELS names them (`host:port,host:port`);
+    empty when there are none. Raises EnvironmentProblem when it cannot be read, or another variable names a Redis."""
+    value = text("REDIS_SENTINELS")
+    if not value:
+        return []
+    for name in ("REDIS_URL", "REDIS_HOST"):
+        if text(name):
+            raise EnvironmentProblem(f"REDIS_SENTINELS and {name} name two ways to Redis: unset one of them")
+    return [_sentinel(each.strip()) for each in value.split(",") if each.strip()]
+
+
+def _sentinel(address: str) -> tuple[str, int]:
+    # urlsplit knows [::1]:26379 from a name with a port
+    try:
+        parts = urlsplit(f"//{address}")
+        host, port = parts.hostname, parts.port or SENTINEL_PORT
+    except ValueError:
+        host, port = None, 0
+    if not host or parts.username or parts.path:
+        raise EnvironmentProblem(f"REDIS_SENTINELS must be host:port,host:port,..., and {address!r} is none")
+    return host, port
+
+
+def redis_sentinel_master() -> str:
+    """The name under which the sentinels know our Redis."""
+    return text("REDIS_SENTINEL_MASTER", "mymaster")
+
+
+def redis_sentinel_password() -> str:
+    """What the sentinels ask for; "" when nothing."""
+    return text("REDIS_SENTINEL_PASSWORD")
+
+
+def redis_password() -> str:
+    """What a Redis that is named by its parts, or by sentinels, asks for."""
+    return text("REDIS_PASSWORD")
+
+
+def redis_database() -> int:
+    """The number of the database in such a Redis."""
+    return integer("REDIS_DB", 0, low=0, high=1_000_000)
+
+
+def redis_is_given() -> bool:
+    """Whether the environment names a Redis, so that none has to be started."""
+    return bool(redis_sentinels() or given_redis_url())
 
 
 def redis_url() -> str:

@@ -132,12 +132,27 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 # --- Redis ----------------------------------------------------------------------------------
 REDIS_ENABLED = env.redis_enabled()
 REDIS_URL = env.redis_url() or "redis://127.0.0.1:6379/0"
+# With sentinels the URL has no say: they are asked which Redis is the primary.
+REDIS_SENTINELS = env.redis_sentinels()
+REDIS_SENTINEL_MASTER = env.redis_sentinel_master()
+REDIS_SENTINEL_PASSWORD = env.redis_sentinel_password()
+REDIS_PASSWORD = env.redis_password()
+REDIS_DB = env.redis_database()
+LAYER_HOST: str | dict[str, Any] = REDIS_URL
+if REDIS_SENTINELS:
+    LAYER_HOST = {
+        "sentinels": REDIS_SENTINELS,
+        "master_name": REDIS_SENTINEL_MASTER,
+        "sentinel_kwargs": {"password": REDIS_SENTINEL_PASSWORD or None, "socket_connect_timeout": 1},
+        "password": REDIS_PASSWORD or None,
+        "db": REDIS_DB,
+    }
 # The layer carries control messages only (monitoring changed, right withdrawn), never checkpoints.
 CHANNEL_LAYERS = (
     {
         "default": {
             "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
-            "CONFIG": {"hosts": [REDIS_URL], "prefix": "omni2-layer"},
+            "CONFIG": {"hosts": [LAYER_HOST], "prefix": "omni2-layer"},
         }
     }
     if REDIS_ENABLED

@@ -103,7 +103,7 @@ class Supervisor:
     def _servers(self) -> list[Part]:
         """The embedded servers this run needs; their addresses are in `environment` then."""
         own_postgres = not env.text("DATABASE_URL")
-        own_valkey = env.redis_enabled() and not env.given_redis_url()
+        own_valkey = env.redis_enabled() and not env.redis_is_given()
         if own_postgres or own_valkey:
             self.sockets = make_sockets()
             self.keeper.remove(self.sockets)
