@@ -14,7 +14,9 @@ from tests.sentinels import Guarded
 BEHIND_S = 1.5
 """So much of what the primary acknowledged its replicas do not have. What a process appends again reaches back five."""
 
-LOST = "the primary {}, a sentinel makes a replica the next one: no chat notices, nothing acknowledged is lost, watchers"
+LOST = (
+    "the primary {}, a sentinel makes a replica the next one: no chat notices, nothing acknowledged is lost, watchers"
+)
 PROMISE = LOST + " get all or afresh"
 
 Lose = Callable[[Round, Process], Awaitable[None]]
@@ -91,16 +93,17 @@ async def redis_failover_behind(rig: Rig) -> Outcome:
 
     async def kill(round_: Round, primary: Process) -> None:
         replicas = await asyncio.to_thread(redis.replicas)
-        # frozen they cannot take what comes, and cut off they are not even sent it
-        for replica in replicas:
-            replica.stop()
+        # frozen they cannot take what comes, and cut off they are not even sent it; nor may a persister have it
+        still = [*replicas, *rig.omni2.persisters]
+        for each in still:
+            each.stop()
         await asyncio.to_thread(redis.ask, primary, "CLIENT", "KILL", "TYPE", "replica")
         before = await asyncio.to_thread(_appended, redis, primary)
         await round_.pause(BEHIND_S)
         lacked.append(await asyncio.to_thread(_appended, redis, primary) - before)
         await round_.kill(primary)
-        for replica in replicas:
-            replica.cont()
+        for each in still:
+            each.cont()
 
     outcome = await _fail_over(rig, kill)
     assert min(lacked) > 0, "nothing was appended while replication stood still"
@@ -111,4 +114,6 @@ async def redis_failover_behind(rig: Rig) -> Outcome:
 def _appended(redis: Guarded, server: Process) -> int:
     """How many entries its hand-off log ever had."""
     infos = [redis.ask(server, "XINFO", "STREAM", shard) for shard in keys.LOG_SHARDS]
-    return sum(int(info["entries-added"] if "entries-added" in info else info[b"entries-added"]) for info in infos if info)
+    return sum(
+        int(info["entries-added"] if "entries-added" in info else info[b"entries-added"]) for info in infos if info
+    )

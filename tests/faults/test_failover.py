@@ -9,7 +9,7 @@ pytestmark = pytest.mark.slow
 
 
 async def test_a_replica_that_lacks_what_was_acknowledged_takes_over_and_it_adds_up() -> None:
-    with started(Plan(times=1), web=2, persisters=2, sentinels=True) as rig:
+    with started(Plan(times=1), web=2, persisters=2, sentinels=True, own_postgres=False) as rig:
         outcome = await redis_failover_behind(rig)
     assert outcome.injections == 1
     assert outcome.problems == [], outcome.figures
