@@ -38,12 +38,13 @@ def get_redis() -> redis.asyncio.Redis:
     loop = asyncio.get_running_loop()
     client = _clients.get(loop)
     if client is None:
-        options = {
+        options: dict[str, Any] = {
             "max_connections": CONNECTIONS,
             "timeout": ANSWER_TIMEOUT_S,
             "retry": Retry(NoBackoff(), 1),
             **connection_options(),
         }
+        pool: redis.asyncio.BlockingConnectionPool
         if settings.REDIS_SENTINELS:
             pool = sentinel.blocking_pool(**options)
         else:

@@ -79,15 +79,17 @@ class OwnConnection(redis.asyncio.sentinel.SentinelManagedConnection):
 
 def blocking_pool(**options: Any) -> BlockingPool:
     """A pool of connections to the primary, on the running loop."""
-    return BlockingPool(settings.REDIS_SENTINEL_MASTER, _async_sentinels(), **_login(), **options)
+    return BlockingPool(  # type: ignore[no-untyped-call]
+        settings.REDIS_SENTINEL_MASTER, _async_sentinels(), **_login(), **options
+    )
 
 
 def new_connection(**options: Any) -> OwnConnection:
     """A connection to the primary, not yet connected, on the running loop."""
-    pool = redis.asyncio.sentinel.SentinelConnectionPool(
+    pool = redis.asyncio.sentinel.SentinelConnectionPool(  # type: ignore[no-untyped-call]
         settings.REDIS_SENTINEL_MASTER, _async_sentinels(), connection_class=OwnConnection, **_login(), **options
     )
-    connection: OwnConnection = pool.make_connection()
+    connection: OwnConnection = pool.make_connection()  # type: ignore[no-untyped-call]
     connection.asks = pool
     return connection
 
@@ -114,7 +116,7 @@ _of_loop: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncSentinels]"
 def _async_sentinels() -> AsyncSentinels:
     loop = asyncio.get_running_loop()
     if loop not in _of_loop:
-        _of_loop[loop] = AsyncSentinels(
+        _of_loop[loop] = AsyncSentinels(  # type: ignore[no-untyped-call]
             settings.REDIS_SENTINELS, sentinel_kwargs={**asking(), "retry": Retry(NoBackoff(), 0)}
         )
     return _of_loop[loop]

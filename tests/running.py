@@ -171,7 +171,7 @@ class Running:
         self.persisters: list[Process] = []
         self.valkey: Process | None = None
         self.postgres: Process | None = None
-        self.guarded: "Guarded | None" = None
+        self.guarded: Guarded | None = None
         """its Redis, when that is a primary with replicas and sentinels; `redis_url` is then only where the first
         primary was"""
         self._redis: redis.Redis | None = None

@@ -38,7 +38,9 @@ def _client() -> redis.Redis:
         asking = {**limits, "password": env.redis_sentinel_password() or None}
         known = Sentinel(sentinels, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
         login = {"password": env.redis_password() or None, "db": env.redis_database()}
-        client: redis.Redis = known.master_for(env.redis_sentinel_master(), **login, **limits)
+        client: redis.Redis = known.master_for(  # type: ignore[no-untyped-call]
+            env.redis_sentinel_master(), **login, **limits
+        )
         return client
     return redis.Redis.from_url(env.redis_url(), **limits)
 
