@@ -5,6 +5,7 @@ Settings, the supervisor and the container files all take their names and defaul
 
 import json
 import os
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -185,3 +186,29 @@ def local_model_answers() -> bool:
 def local_model_wanted() -> bool:
     """Whether the supervisor runs the local model: it is to answer, and nobody else runs it for us."""
     return local_model_answers() and not text("OMNI2_LOCAL_MODEL_URL")
+
+
+def trusted_proxies() -> list[IPv4Network | IPv6Network]:
+    """Whose X-Forwarded-For and X-Forwarded-Proto are believed: addresses and networks, as OMNI2_TRUSTED_PROXIES
+    names them (`127.0.0.1,10.0.0.0/24`). Raises EnvironmentProblem for anything else."""
+    found = []
+    for each in text("OMNI2_TRUSTED_PROXIES").split(","):
+        if not each.strip():
+            continue
+        try:
+            found.append(ip_network(each.strip()))
+        except ValueError:
+            raise EnvironmentProblem(
+                f"OMNI2_TRUSTED_PROXIES must be addresses and networks (127.0.0.1,10.0.0.0/24), not {each.strip()!r}"
+            ) from None
+    return found
+
+
+def web_processes() -> int:
+    """How many web processes `up` starts, on one port."""
+    return integer("OMNI2_WEB_PROCESSES", 1, low=1, high=64)
+
+
+def persisters() -> int:
+    """How many persisters `up` starts; they share the log."""
+    return integer("OMNI2_PERSISTERS", 1, low=1, high=8)

@@ -202,6 +202,8 @@ CSRF_COOKIE_SAMESITE = "Lax"
 HTTPS_ONLY = env.flag("OMNI2_HTTPS", default=False)
 SESSION_COOKIE_SECURE = HTTPS_ONLY
 CSRF_COOKIE_SECURE = HTTPS_ONLY
+# proxies whose word about the client's address and scheme is believed, on every door: see omni2.proxies
+TRUSTED_PROXIES = env.trusted_proxies()
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS_ONLY else None
 DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024
 

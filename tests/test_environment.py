@@ -86,7 +86,9 @@ def test_sentinels_are_named_one_after_the_other(
 @pytest.mark.parametrize("name", ["REDIS_URL", "REDIS_HOST"])
 def test_two_ways_to_redis_are_refused(name: str) -> None:
     done = python("import django; django.setup()", REDIS_SENTINELS="one", **{name: "redis://two"})
-    assert done.stderr.splitlines()[-1].endswith(f"REDIS_SENTINELS and {name} name two ways to Redis: unset one of them")
+    assert done.stderr.splitlines()[-1].endswith(
+        f"REDIS_SENTINELS and {name} name two ways to Redis: unset one of them"
+    )
 
 
 def test_an_admin_is_named_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +106,8 @@ def test_an_admin_is_named_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
         ("REDIS_ENABLED", "perhaps"),
         ("LOG_FORMAT", "xml"),
         ("DATABASE_POOL_SIZE", "1"),
+        ("OMNI2_TRUSTED_PROXIES", "nginx"),
+        ("OMNI2_TRUSTED_PROXIES", "10.0.0.1/8"),
         ("REDIS_SENTINELS", "one:two"),
         ("REDIS_SENTINELS", "redis://one:26379"),
     ],
