@@ -143,6 +143,11 @@ def database_url() -> str:
     return text("DATABASE_URL") or running().get("DATABASE_URL", "")
 
 
+def database_pool_size() -> int:
+    """How many connections to PostgreSQL one process keeps at most."""
+    return integer("DATABASE_POOL_SIZE", 10, low=2, high=500)
+
+
 def secret_key() -> str:
     """SECRET_KEY, or the one that was made and kept for the embedded run; "" when there is neither."""
     if text("SECRET_KEY"):

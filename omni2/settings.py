@@ -83,7 +83,7 @@ TEMPLATES = [
 ]
 
 # --- PostgreSQL: everything of Omni2 lives in schema omni2, nothing in public ---------------
-DATABASE_POOL_SIZE = env.integer("DATABASE_POOL_SIZE", 10, low=2, high=500)
+DATABASE_POOL_SIZE = env.database_pool_size()
 
 
 def database_from_url(url: str) -> dict[str, Any]:
