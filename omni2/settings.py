@@ -119,6 +119,8 @@ def database_from_url(url: str) -> dict[str, Any]:
         # a restarted PostgreSQL leaves dead connections in the pool: each is tried before it is lent
         "CONN_HEALTH_CHECKS": True,
         "OPTIONS": options,
+        # a pooler in transaction mode may read on from a cursor on another connection; nothing we read is long
+        "DISABLE_SERVER_SIDE_CURSORS": True,
         "TEST": {"NAME": f"test_{parts.get('dbname', 'omni2')}"},
     }
 

@@ -7,7 +7,7 @@ from flows import keys
 from tests.faults.harm import Stopwatch
 from tests.faults.rig import Outcome, Rig, Round
 from tests.faults.scenario import scenario, strange
-from tests.faults.scenarios_redis import back_to_redis
+from tests.faults.scenarios_redis import AWAY, away, back_to_redis
 from tests.running import Process
 from tests.sentinels import Guarded
 
@@ -109,6 +109,27 @@ async def redis_failover_behind(rig: Rig) -> Outcome:
     assert min(lacked) > 0, "nothing was appended while replication stood still"
     outcome.figures["log_entries_the_next_primary_lacked"] = sum(lacked)
     return outcome
+
+
+@scenario(
+    "redis-without-replicas",
+    AWAY.format("without its replicas for a minute, and told not to write alone (min-replicas-to-write)"),
+    sentinels=True,
+    valkey={"min-replicas-to-write": "1", "min-replicas-max-lag": "3"},
+)
+async def redis_without_replicas(rig: Rig) -> Outcome:
+    """The primary lives and refuses every write: what it took would be lost with it."""
+    replicas = guarded(rig).replicas()
+
+    async def freeze() -> None:
+        for replica in replicas:
+            replica.stop()
+
+    async def thaw() -> None:
+        for replica in replicas:
+            replica.cont()
+
+    return await away(rig, freeze, thaw)
 
 
 def _appended(redis: Guarded, server: Process) -> int:
