@@ -11,6 +11,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.retry import Retry as SyncRetry
 
+from flows import sentinel
+
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 5.0
 CONNECTIONS = 50
@@ -39,25 +41,31 @@ def get_redis() -> redis.asyncio.Redis:
     loop = asyncio.get_running_loop()
     client = _clients.get(loop)
     if client is None:
-        pool = redis.asyncio.BlockingConnectionPool.from_url(
-            settings.REDIS_URL,
-            max_connections=CONNECTIONS,
-            timeout=ANSWER_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 1),
+        options: dict[str, Any] = {
+            "max_connections": CONNECTIONS,
+            "timeout": ANSWER_TIMEOUT_S,
+            "retry": Retry(NoBackoff(), 1),
             **connection_options(),
-        )
+        }
+        pool: redis.asyncio.BlockingConnectionPool
+        if settings.REDIS_SENTINELS:
+            pool = sentinel.blocking_pool(**options)
+        else:
+            pool = redis.asyncio.BlockingConnectionPool.from_url(settings.REDIS_URL, **options)
         client = redis.asyncio.Redis(connection_pool=pool)
         _clients[loop] = client
     return client
 
 
 def new_connection(**options: Any) -> redis.asyncio.Connection:
-    """A connection of one's own, not yet connected: for the flusher and the relay, which no request can cancel."""
+    """A connection of one's own, not yet connected: for the flusher and the relay, which no request can cancel.
+    With sentinels it goes to whoever is the primary when it is connected."""
     if not settings.REDIS_ENABLED:
         raise RedisDisabled("Redis is switched off (REDIS_ENABLED=false)")
-    pool = redis.asyncio.ConnectionPool.from_url(
-        settings.REDIS_URL, retry=Retry(NoBackoff(), 0), **{**connection_options(), **options}
-    )
+    options = {"retry": Retry(NoBackoff(), 0), **connection_options(), **options}
+    if settings.REDIS_SENTINELS:
+        return sentinel.new_connection(**options)
+    pool = redis.asyncio.ConnectionPool.from_url(settings.REDIS_URL, **options)
     connection: redis.asyncio.Connection = pool.make_connection()  # type: ignore[no-untyped-call]
     return connection
 
@@ -66,7 +74,10 @@ def sync_client() -> sync_redis.Redis:
     """A client for synchronous processes (persister, commands)."""
     if not settings.REDIS_ENABLED:
         raise RedisDisabled("Redis is switched off (REDIS_ENABLED=false)")
-    return sync_redis.Redis.from_url(settings.REDIS_URL, retry=SyncRetry(NoBackoff(), 1), **connection_options())
+    options = {"retry": SyncRetry(NoBackoff(), 1), **connection_options()}
+    if settings.REDIS_SENTINELS:
+        return sync_redis.Redis.from_pool(sentinel.sync_pool(**options))
+    return sync_redis.Redis.from_url(settings.REDIS_URL, **options)
 
 
 def was_cancelled() -> bool:

@@ -31,6 +31,7 @@ from chat.llm import warm_up
 from monitoring.routing import websocket_application
 from omni2 import wiring
 from omni2.intake import intake
+from omni2.proxies import as_the_proxy_says
 from omni2.whole import whole_or_broken_off
 
 checked_django_application = whole_or_broken_off(intake(django_application))
@@ -46,17 +47,20 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
     if kind == "lifespan":
         return await wiring.lifespan(receive, send, warm_up)
     await wiring.start(warm_up)
+    scope = as_the_proxy_says(scope, settings.TRUSTED_PROXIES)
     if kind == "websocket":
         return await websocket_application(scope, receive, send)
-    if is_ask_path(scope["path"]):
-        if wiring.draining():
-            return await refuse_while_ending(send)
+    asks = is_ask_path(scope["path"])
+    if wiring.draining() and (asks or scope["path"] == "/readyz"):
+        return await refuse_while_ending(send)
+    if asks:
         return await ask_application(scope, receive, send)
     return await checked_django_application(scope, receive, send)
 
 
 async def refuse_while_ending(send: Send) -> None:
-    """No new turn in a process that is about to end; another one, or the next, takes it."""
+    """No new turn in a process that is about to end, and it is not ready either; another one, or the next,
+    takes it. Only who is connected already hears it: others are not let in."""
     body = b'{"detail":"The server is being restarted. Please ask again.","code":"server_stopping"}'
     headers = [(b"content-type", b"application/json"), (b"retry-after", b"2"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": 503, "headers": headers})

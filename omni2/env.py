@@ -5,8 +5,9 @@ Settings, the supervisor and the container files all take their names and defaul
 
 import json
 import os
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -75,11 +76,61 @@ def given_redis_url() -> str:
     host = text("REDIS_HOST")
     if not host:
         return ""
-    password = text("REDIS_PASSWORD")
-    login = f":{quote(password, safe='')}@" if password else ""
+    login = f":{quote(redis_password(), safe='')}@" if redis_password() else ""
     port = integer("REDIS_PORT", 6379, low=1, high=65535)
-    number = integer("REDIS_DB", 0, low=0, high=1_000_000)
-    return f"redis://{login}{host}:{port}/{number}"
+    return f"redis://{login}{host}:{port}/{redis_database()}"
+
+
+SENTINEL_PORT = 26379
+
+
+def redis_sentinels() -> list[tuple[str, int]]:
+    """The sentinels that know which Redis is the primary, as REDIS_SENTINELS names them (`host:port,host:port`);
+    empty when there are none. Raises EnvironmentProblem when it cannot be read, or another variable names a Redis."""
+    value = text("REDIS_SENTINELS")
+    if not value:
+        return []
+    for name in ("REDIS_URL", "REDIS_HOST"):
+        if text(name):
+            raise EnvironmentProblem(f"REDIS_SENTINELS and {name} name two ways to Redis: unset one of them")
+    return [_sentinel(each.strip()) for each in value.split(",") if each.strip()]
+
+
+def _sentinel(address: str) -> tuple[str, int]:
+    # urlsplit knows [::1]:26379 from a name with a port
+    try:
+        parts = urlsplit(f"//{address}")
+        host, port = parts.hostname, parts.port or SENTINEL_PORT
+    except ValueError:
+        host, port = None, 0
+    if not host or parts.username or parts.path:
+        raise EnvironmentProblem(f"REDIS_SENTINELS must be host:port,host:port,..., and {address!r} is none")
+    return host, port
+
+
+def redis_sentinel_master() -> str:
+    """The name under which the sentinels know our Redis."""
+    return text("REDIS_SENTINEL_MASTER", "mymaster")
+
+
+def redis_sentinel_password() -> str:
+    """What the sentinels ask for; "" when nothing."""
+    return text("REDIS_SENTINEL_PASSWORD")
+
+
+def redis_password() -> str:
+    """What a Redis that is named by its parts, or by sentinels, asks for."""
+    return text("REDIS_PASSWORD")
+
+
+def redis_database() -> int:
+    """The number of the database in such a Redis."""
+    return integer("REDIS_DB", 0, low=0, high=1_000_000)
+
+
+def redis_is_given() -> bool:
+    """Whether the environment names a Redis, so that none has to be started."""
+    return bool(redis_sentinels() or given_redis_url())
 
 
 def redis_url() -> str:
@@ -90,6 +141,11 @@ def redis_url() -> str:
 def database_url() -> str:
     """The URL of PostgreSQL: the environment's, else that of the running embedded server, else ""."""
     return text("DATABASE_URL") or running().get("DATABASE_URL", "")
+
+
+def database_pool_size() -> int:
+    """How many connections to PostgreSQL one process keeps at most."""
+    return integer("DATABASE_POOL_SIZE", 10, low=2, high=500)
 
 
 def secret_key() -> str:
@@ -135,3 +191,29 @@ def local_model_answers() -> bool:
 def local_model_wanted() -> bool:
     """Whether the supervisor runs the local model: it is to answer, and nobody else runs it for us."""
     return local_model_answers() and not text("OMNI2_LOCAL_MODEL_URL")
+
+
+def trusted_proxies() -> list[IPv4Network | IPv6Network]:
+    """Whose X-Forwarded-For and X-Forwarded-Proto are believed: addresses and networks, as OMNI2_TRUSTED_PROXIES
+    names them (`127.0.0.1,10.0.0.0/24`). Raises EnvironmentProblem for anything else."""
+    found = []
+    for each in text("OMNI2_TRUSTED_PROXIES").split(","):
+        if not each.strip():
+            continue
+        try:
+            found.append(ip_network(each.strip()))
+        except ValueError:
+            raise EnvironmentProblem(
+                f"OMNI2_TRUSTED_PROXIES must be addresses and networks (127.0.0.1,10.0.0.0/24), not {each.strip()!r}"
+            ) from None
+    return found
+
+
+def web_processes() -> int:
+    """How many web processes `up` starts, on one port."""
+    return integer("OMNI2_WEB_PROCESSES", 1, low=1, high=64)
+
+
+def persisters() -> int:
+    """How many persisters `up` starts; they share the log."""
+    return integer("OMNI2_PERSISTERS", 1, low=1, high=8)

@@ -83,7 +83,7 @@ TEMPLATES = [
 ]
 
 # --- PostgreSQL: everything of Omni2 lives in schema omni2, nothing in public ---------------
-DATABASE_POOL_SIZE = env.integer("DATABASE_POOL_SIZE", 10, low=2, high=500)
+DATABASE_POOL_SIZE = env.database_pool_size()
 
 
 def database_from_url(url: str) -> dict[str, Any]:
@@ -119,6 +119,8 @@ def database_from_url(url: str) -> dict[str, Any]:
         # a restarted PostgreSQL leaves dead connections in the pool: each is tried before it is lent
         "CONN_HEALTH_CHECKS": True,
         "OPTIONS": options,
+        # a pooler in transaction mode may read on from a cursor on another connection; nothing we read is long
+        "DISABLE_SERVER_SIDE_CURSORS": True,
         "TEST": {"NAME": f"test_{parts.get('dbname', 'omni2')}"},
     }
 
@@ -132,12 +134,27 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 # --- Redis ----------------------------------------------------------------------------------
 REDIS_ENABLED = env.redis_enabled()
 REDIS_URL = env.redis_url() or "redis://127.0.0.1:6379/0"
+# With sentinels the URL has no say: they are asked which Redis is the primary.
+REDIS_SENTINELS = env.redis_sentinels()
+REDIS_SENTINEL_MASTER = env.redis_sentinel_master()
+REDIS_SENTINEL_PASSWORD = env.redis_sentinel_password()
+REDIS_PASSWORD = env.redis_password()
+REDIS_DB = env.redis_database()
+LAYER_HOST: str | dict[str, Any] = REDIS_URL
+if REDIS_SENTINELS:
+    LAYER_HOST = {
+        "sentinels": REDIS_SENTINELS,
+        "master_name": REDIS_SENTINEL_MASTER,
+        "sentinel_kwargs": {"password": REDIS_SENTINEL_PASSWORD or None, "socket_connect_timeout": 1},
+        "password": REDIS_PASSWORD or None,
+        "db": REDIS_DB,
+    }
 # The layer carries control messages only (monitoring changed, right withdrawn), never checkpoints.
 CHANNEL_LAYERS = (
     {
         "default": {
             "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
-            "CONFIG": {"hosts": [REDIS_URL], "prefix": "omni2-layer"},
+            "CONFIG": {"hosts": [LAYER_HOST], "prefix": "omni2-layer"},
         }
     }
     if REDIS_ENABLED
@@ -187,6 +204,8 @@ CSRF_COOKIE_SAMESITE = "Lax"
 HTTPS_ONLY = env.flag("OMNI2_HTTPS", default=False)
 SESSION_COOKIE_SECURE = HTTPS_ONLY
 CSRF_COOKIE_SECURE = HTTPS_ONLY
+# proxies whose word about the client's address and scheme is believed, on every door: see omni2.proxies
+TRUSTED_PROXIES = env.trusted_proxies()
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS_ONLY else None
 DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024
 

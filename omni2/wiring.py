@@ -25,6 +25,7 @@ from flows.tracker import tracker
 from monitoring.watchlist import watchlist
 from omni2 import env
 from omni2.database import in_database
+from omni2.listening import stop_listening
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ class _Ending:
 
     async def _drain(self, number: int) -> None:
         try:
+            stop_listening(self.before)
             await drain()
         finally:
             self.before(number, None)

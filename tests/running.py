@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -40,6 +40,9 @@ from omni2.env import BASE_DIR
 from omni2.supervisor import commands
 from tests import servers
 from tests.people import make_person
+
+if TYPE_CHECKING:
+    from tests.sentinels import Guarded
 
 START_LIMIT_S = 120.0
 EVENTUALLY_S = 60.0
@@ -168,6 +171,9 @@ class Running:
         self.persisters: list[Process] = []
         self.valkey: Process | None = None
         self.postgres: Process | None = None
+        self.guarded: Guarded | None = None
+        """its Redis, when that is a primary with replicas and sentinels; `redis_url` is then only where the first
+        primary was"""
         self._redis: redis.Redis | None = None
 
     @property
@@ -178,7 +184,8 @@ class Running:
     def processes(self) -> list[Process]:
         """In the order in which they are ended."""
         servers_ = [process for process in (self.valkey, self.postgres) if process]
-        return [*self.web, *self.persisters, *servers_]
+        guarded = self.guarded.processes if self.guarded else []
+        return [*self.web, *self.persisters, *guarded, *servers_]
 
     # --- parts ----------------------------------------------------------------------------------
 
@@ -295,7 +302,7 @@ class Running:
     def redis(self) -> redis.Redis:
         """A synchronous client of the product's Redis."""
         if self._redis is None:
-            self._redis = redis.Redis.from_url(self.redis_url)
+            self._redis = self.guarded.client() if self.guarded else redis.Redis.from_url(self.redis_url)
         return self._redis
 
 
@@ -310,6 +317,7 @@ def running(
     persisters: int = 1,
     own_postgres: bool = False,
     valkey: Mapping[str, str] | None = None,
+    sentinels: bool = False,
     **environment: str,
 ) -> Iterator[Running]:
     """A started product. `environment` adds to its variables (`OMNI2_CAPTURE="full"`).
@@ -317,11 +325,14 @@ def running(
     `llm_base_url` is that of a scripted model server; without one, chats answer llm_unavailable.
     `own_postgres=True` gives it a PostgreSQL of its own, which a test may kill (two seconds more).
     Redis is always its own: Pub/Sub knows no databases. `REDIS_ENABLED="false"` starts none, `valkey` adds to
-    its settings (`{"appendfsync": "always"}`).
+    its settings (`{"appendfsync": "always"}`). `sentinels=True` makes it a primary with two replicas and three
+    sentinels (eight seconds more).
     """
     folder = Path(tempfile.mkdtemp(prefix="e2e-", dir=os.environ["OMNI2_TEST_FOLDER"]))
     (folder / "data" / "static").mkdir(parents=True)
-    omni2 = _prepare(folder, own_postgres=own_postgres, valkey=valkey or {}, environment=environment)
+    omni2 = _prepare(
+        folder, own_postgres=own_postgres, valkey=valkey or {}, sentinels=sentinels, environment=environment
+    )
     if llm_base_url:
         omni2.environment |= {"LLM_BASE_URL": llm_base_url, "LLM_API_KEY": "scripted"}
         omni2.environment.setdefault("LLM_MODEL", "scripted")
@@ -344,7 +355,14 @@ def running(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _prepare(folder: Path, *, own_postgres: bool, valkey: Mapping[str, str], environment: Mapping[str, str]) -> Running:
+def _prepare(
+    folder: Path,
+    *,
+    own_postgres: bool,
+    valkey: Mapping[str, str],
+    sentinels: bool,
+    environment: Mapping[str, str],
+) -> Running:
     values = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("LLM_", "OMNI2_LOCAL_"))},
         "OMNI2_DATA_DIR": str(folder / "data"),
@@ -362,7 +380,14 @@ def _prepare(folder: Path, *, own_postgres: bool, valkey: Mapping[str, str], env
     else:
         omni2.database_url = _new_database(values)
     values["DATABASE_URL"] = omni2.database_url
-    if values.get("REDIS_ENABLED", "true") == "true":
+    if sentinels:
+        from tests.sentinels import Guarded
+
+        omni2.guarded = Guarded(folder, settings=valkey)
+        omni2.redis_url = omni2.guarded.first_url
+        del values["REDIS_URL"]
+        values |= omni2.guarded.environment
+    elif values.get("REDIS_ENABLED", "true") == "true":
         omni2.valkey = _valkey(folder, valkey)
         values["REDIS_URL"] = omni2.redis_url = embedded.valkey_url(folder / "s" / "v")
     return omni2

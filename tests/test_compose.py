@@ -22,7 +22,11 @@ ENVIRONMENT = COMPOSE["x-omni2"]["environment"]
 PORT = 8090
 
 # what only the embedded run on one's own machine needs
-NOT_IN_CONTAINERS = {"OMNI2_DATA_DIR", "OMNI2_HOST", "OMNI2_PORT", "REDIS_URL", "STATIC_ROOT"}
+NOT_IN_CONTAINERS = {
+    *("OMNI2_DATA_DIR", "OMNI2_HOST", "OMNI2_PORT", "REDIS_URL", "STATIC_ROOT"),
+    # there each is a container
+    *("OMNI2_WEB_PROCESSES", "OMNI2_PERSISTERS"),
+}
 
 
 def read_by_omni2() -> set[str]:

@@ -64,6 +64,33 @@ def test_redis_is_named_by_its_url_or_by_its_parts(
     assert env.given_redis_url() == url
 
 
+@pytest.mark.parametrize(
+    ("value", "sentinels"),
+    [
+        ("", []),
+        ("one", [("one", 26379)]),
+        ("one:1, two:2,three", [("one", 1), ("two", 2), ("three", 26379)]),
+        ("[::1]:5,10.0.0.7", [("::1", 5), ("10.0.0.7", 26379)]),
+    ],
+)
+def test_sentinels_are_named_one_after_the_other(
+    value: str, sentinels: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("REDIS_URL", "REDIS_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("REDIS_SENTINELS", value)
+    assert env.redis_sentinels() == sentinels
+    assert env.redis_is_given() == bool(sentinels)
+
+
+@pytest.mark.parametrize("name", ["REDIS_URL", "REDIS_HOST"])
+def test_two_ways_to_redis_are_refused(name: str) -> None:
+    done = python("import django; django.setup()", REDIS_SENTINELS="one", **{name: "redis://two"})
+    assert done.stderr.splitlines()[-1].endswith(
+        f"REDIS_SENTINELS and {name} name two ways to Redis: unset one of them"
+    )
+
+
 def test_an_admin_is_named_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMNI2_ADMIN_EMAIL", "Ada@Example.COM")
     assert env.admin_email() == "ada@example.com"
@@ -79,6 +106,10 @@ def test_an_admin_is_named_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
         ("REDIS_ENABLED", "perhaps"),
         ("LOG_FORMAT", "xml"),
         ("DATABASE_POOL_SIZE", "1"),
+        ("OMNI2_TRUSTED_PROXIES", "nginx"),
+        ("OMNI2_TRUSTED_PROXIES", "10.0.0.1/8"),
+        ("REDIS_SENTINELS", "one:two"),
+        ("REDIS_SENTINELS", "redis://one:26379"),
     ],
 )
 def test_what_cannot_be_used_is_named_at_the_start(name: str, value: str) -> None:

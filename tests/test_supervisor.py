@@ -15,6 +15,7 @@ import tempfile
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -344,10 +345,43 @@ def test_it_uses_the_servers_it_is_given_and_does_without_redis(home: Path) -> N
         assert "starting it again" not in up.output
 
 
+def test_several_web_processes_share_the_port_and_several_persisters_the_log(home: Path) -> None:
+    """Each may be ended and started again: nobody who comes meanwhile is turned away."""
+    with ended(Up(home, LLM_MODEL="scripted", OMNI2_WEB_PROCESSES="3", OMNI2_PERSISTERS="2").start()) as up:
+        before = up.processes()
+        webs = ["web 1", "web 2", "web 3"]
+        assert before.keys() >= {*webs, "persister 1", "persister 2"}
+        for name in webs:
+            assert up.port in tcp_ports(before[name][0])
+
+        def served() -> set[str]:
+            # each process tells of its heartbeat after its first request
+            with psycopg.connect(up.run["DATABASE_URL"], autocommit=True) as connection:
+                rows = connection.execute("SELECT process_id FROM omni2.serving_processes WHERE ended_at IS NULL")
+                return {str(row[0]) for row in rows}
+
+        def all_serve() -> bool:
+            with ThreadPoolExecutor(12) as many:
+                assert set(many.map(lambda _: get(up.url + "/login/")[0], range(24))) == {200}
+            return len(served()) == 3
+
+        eventually(all_serve, "each process takes connections")
+        for name in webs:
+            os.kill(before[name][0], signal.SIGTERM)
+            while up.processes().get(name, before[name]) == before[name]:
+                assert get(up.url + "/login/", timeout_s=30)[0] == 200
+        eventually(lambda: get(up.url + "/readyz")[0] == 200, "all parts are ready")
+        up.process.send_signal(signal.SIGINT)
+        assert up.process.wait(30) == 0
+        assert gone(before)
+
+
 def test_it_says_plainly_why_it_cannot_start(home: Path) -> None:
     for environment, words in (
         ({"OMNI2_PORT": "no number"}, "OMNI2_PORT must be a whole number"),
         ({"REDIS_ENABLED": "perhaps"}, "REDIS_ENABLED must be true or false"),
+        ({"OMNI2_WEB_PROCESSES": "0"}, "OMNI2_WEB_PROCESSES must be between 1 and 64"),
+        ({"REDIS_SENTINELS": "one", "REDIS_HOST": "two"}, "REDIS_SENTINELS and REDIS_HOST name two ways to Redis"),
         ({"DATABASE_URL": "postgresql://somebody:secret-word@127.0.0.1:1/x"}, "PostgreSQL does not answer"),
     ):
         up = Up(home, LLM_MODEL="scripted", **environment)

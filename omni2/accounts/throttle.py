@@ -89,7 +89,7 @@ def count_attempt(*, email: str, address: str | None) -> Attempt:
 
 
 def address_of(request: HttpRequest | Request) -> str | None:
-    """Where the request comes from, as the server says; it is the server that may trust a proxy's headers."""
+    """Where the request comes from; through a trusted proxy, what that says (omni2.proxies)."""
     return request.META.get("REMOTE_ADDR") or None
 
 

@@ -19,7 +19,15 @@ LOCAL_MODEL = ("-m", "omni2.localmodel")
 def web(host: str, port: int) -> tuple[str, ...]:
     """Daphne; behind it no reloader, no access log (Omni2's own log lines say what matters)."""
     # a colon separates the fields of a Twisted endpoint, so those of an IPv6 address are escaped
-    endpoint = f"tcp:port={port}:interface={host.replace(':', chr(92) + ':')}:backlog={BACKLOG}"
+    return _daphne(f"tcp:port={port}:interface={host.replace(':', chr(92) + ':')}:backlog={BACKLOG}")
+
+
+def web_on_shared(listener: int) -> tuple[str, ...]:
+    """The same on a socket that several processes listen on: it is inherited under this number."""
+    return _daphne(f"fd:fileno={listener}")
+
+
+def _daphne(endpoint: str) -> tuple[str, ...]:
     return ("-m", "daphne", "-v", "0", "-e", endpoint, "omni2.asgi:application")
 
 

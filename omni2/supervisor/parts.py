@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +47,8 @@ class Part:
     """where its output goes; None: to our own"""
     stop_signal: int = signal.SIGTERM
     patience_s: float = 2.0
+    inherits: Sequence[int] = ()
+    """numbers of our open files that it is given"""
     changed: Callable[[], None] = lambda: None
     """called after each start and end"""
     known: Known | None = None
@@ -88,6 +90,7 @@ class Part:
                 cwd=self.folder,
                 env=part_environment(self.environment),
                 start_new_session=True,
+                pass_fds=self.inherits,
             )
         finally:
             if output:

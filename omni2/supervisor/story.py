@@ -46,6 +46,8 @@ class Supervisor:
     keeper: Keeper = field(default_factory=Keeper)
     keeper_pid: int = 0
     sockets: Path | None = None
+    listener: socket.socket | None = None
+    """what several web processes listen on"""
     environment: dict[str, str] = field(default_factory=dict)
     """what the parts are told besides our own environment"""
     _told: dict[int, Known] = field(default_factory=dict)
@@ -92,18 +94,21 @@ class Supervisor:
         self._start_model()
         # the web process spends seconds reading its modules, and asks the database nothing before its
         # first request: it may do that while the others start
-        web = self._add(self._web())
-        await asyncio.gather(web.launch(), *(self._start_part(server) for server in servers))
+        webs = [self._add(part) for part in self._webs()]
+        launched = (web.launch() for web in webs)
+        await asyncio.gather(*launched, *(self._start_part(server) for server in servers))
         admin_line = await asyncio.to_thread(self._prepare)
-        await self._start_part(self._add(self._persister()))
-        await web.until_ready()
-        self._watch(web.keep_running())
+        for persister in self._persisters():
+            await self._start_part(self._add(persister))
+        for web in webs:
+            await web.until_ready()
+            self._watch(web.keep_running())
         self._greet(admin_line, time.monotonic() - began)
 
     def _servers(self) -> list[Part]:
         """The embedded servers this run needs; their addresses are in `environment` then."""
         own_postgres = not env.text("DATABASE_URL")
-        own_valkey = env.redis_enabled() and not env.given_redis_url()
+        own_valkey = env.redis_enabled() and not env.redis_is_given()
         if own_postgres or own_valkey:
             self.sockets = make_sockets()
             self.keeper.remove(self.sockets)
@@ -187,7 +192,7 @@ class Supervisor:
             return await asyncio.to_thread(embedded.postgres_answers, sockets)
 
         return self._part(
-            *("PostgreSQL", POSTGRES, embedded.postgres_words(data, sockets)),
+            *("PostgreSQL", POSTGRES, embedded.postgres_words(data, sockets, settings=connections_needed())),
             before=before,
             ready=ready,
             log=self.folder.log("postgres"),
@@ -223,18 +228,27 @@ class Supervisor:
         words = commands.with_python(commands.LOCAL_MODEL)
         return self._part("local model", MODEL, words, ready=ready, log=self.folder.log("model"), patience_s=1.0)
 
-    def _persister(self) -> Part:
-        return self._part("persister", PERSISTER, commands.with_python(commands.PERSISTER), patience_s=3.0)
+    def _persisters(self) -> list[Part]:
+        words = commands.with_python(commands.PERSISTER)
+        return [self._part(name, PERSISTER, words, patience_s=3.0) for name in numbered("persister", env.persisters())]
 
-    def _web(self) -> Part:
+    def _webs(self) -> list[Part]:
         async def ready() -> bool:
             return await answers(reachable(self.host), self.port, "/healthz")
 
-        words = commands.with_python(commands.web(self.host, self.port))
         # its running answers may go on for DRAIN_S (a server in production has longer), then it writes down
         self.environment.setdefault("OMNI2_DRAIN_S", env.text("OMNI2_DRAIN_S", str(DRAIN_S)))
         patience_s = int(self.environment["OMNI2_DRAIN_S"]) + FLUSH_S
-        return self._part("web", WEB, words, ready=ready, patience_s=patience_s)
+        names = numbered("web", env.web_processes())
+        words, inherits = commands.web(self.host, self.port), list[int]()
+        if len(names) > 1:
+            self.listener = shared_listener(self.host, self.port)
+            inherits = [self.listener.fileno()]
+            words = commands.web_on_shared(*inherits)
+        return [
+            self._part(name, WEB, commands.with_python(words), ready=ready, patience_s=patience_s, inherits=inherits)
+            for name in names
+        ]
 
     def _socket_folder(self) -> Path:
         if self.sockets is None:
@@ -290,8 +304,11 @@ class Supervisor:
         for watcher in self._watchers:
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
-        for part in sorted(self.parts, key=lambda part: -part.rank):
-            await part.stop()
+        if self.listener is not None:
+            # else whoever comes now would wait for somebody who has ended
+            self.listener.close()
+        for rank in sorted({part.rank for part in self.parts}, reverse=True):
+            await asyncio.gather(*(part.stop() for part in self.parts if part.rank == rank))
         await asyncio.to_thread(self.keeper.end)
         if self.sockets:
             remove_sockets(self.sockets)
@@ -317,6 +334,25 @@ def check_port(host: str, port: int) -> None:
             f"Port {port} on {host} cannot be used ({problem.strerror or problem}): "
             "stop the program that has it, or set OMNI2_PORT to another"
         ) from None
+
+
+def shared_listener(host: str, port: int) -> socket.socket:
+    """A listening socket for several web processes: whichever is free takes the next connection."""
+    if ":" in host:
+        # Daphne takes an inherited socket for one of IPv4
+        raise StartProblem("OMNI2_WEB_PROCESSES needs an IPv4 address in OMNI2_HOST, or a name of one")
+    return socket.create_server((host, port), backlog=commands.BACKLOG)
+
+
+def numbered(name: str, count: int) -> list[str]:
+    """The name of one part, or of several."""
+    return [name] if count == 1 else [f"{name} {number}" for number in range(1, count + 1)]
+
+
+def connections_needed() -> dict[str, str]:
+    """PostgreSQL's max_connections when more web processes run than its usual number is enough for."""
+    web = env.web_processes() * (env.database_pool_size() + 2)
+    return {"max_connections": str(max(120, web + 5 * env.persisters() + 15))}
 
 
 def free_port() -> int:

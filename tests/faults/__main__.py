@@ -37,6 +37,7 @@ def main() -> int:
     logging.getLogger("monitoring.control").setLevel(logging.ERROR)
     from tests.faults import (
         scenarios_clock,  # noqa: F401
+        scenarios_failover,  # noqa: F401
         scenarios_leaving,  # noqa: F401
         scenarios_persister,  # noqa: F401
         scenarios_poison,  # noqa: F401

@@ -132,7 +132,7 @@ def _ratio(ours: float, theirs: float) -> float:
 # --- away -------------------------------------------------------------------------------------------
 
 
-async def _away(rig: Rig, hurt: Callable[[], Awaitable[None]], heal: Callable[[], Awaitable[None]]) -> Outcome:
+async def away(rig: Rig, hurt: Callable[[], Awaitable[None]], heal: Callable[[], Awaitable[None]]) -> Outcome:
     """Something is wrong with Redis for a while: chats go on, and their checkpoints appear in PostgreSQL meanwhile."""
     away_s = 60 if rig.plan.long else 2
     figures: dict[str, Any] = {}
@@ -180,7 +180,7 @@ async def redis_stopped(rig: Rig) -> Outcome:
     async def end() -> None:
         await asyncio.to_thread(valkey(rig.omni2).end)
 
-    return await _away(rig, end, lambda: asyncio.to_thread(start_valkey, rig.omni2))
+    return await away(rig, end, lambda: asyncio.to_thread(start_valkey, rig.omni2))
 
 
 @scenario("redis-hangs", AWAY.format("hanging (SIGSTOP) for a minute"))
@@ -194,7 +194,7 @@ async def redis_hangs(rig: Rig) -> Outcome:
         valkey(rig.omni2).cont()
         await asyncio.to_thread(wait_for_valkey, rig.omni2)
 
-    return await _away(rig, stop, cont)
+    return await away(rig, stop, cont)
 
 
 @scenario("redis-full", AWAY.format("full (maxmemory, noeviction) for a minute"))
@@ -211,7 +211,7 @@ async def redis_full(rig: Rig) -> Outcome:
     async def empty() -> None:
         await asyncio.to_thread(rig.omni2.redis.config_set, "maxmemory", 0)
 
-    return await _away(rig, fill, empty)
+    return await away(rig, fill, empty)
 
 
 @scenario("redis-disk-full", AWAY.format("with a full disk under its append-only file"))
@@ -228,7 +228,7 @@ async def redis_disk_full(rig: Rig) -> Outcome:
     async def empty() -> None:
         await asyncio.to_thread(harm.unlimit_files, valkey(rig.omni2))
 
-    return await _away(rig, fill, empty)
+    return await away(rig, fill, empty)
 
 
 def _wait_for_refusals(omni2: Running) -> None:
