@@ -7,6 +7,8 @@ wiring gives the value that PostgreSQL has.
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from django.db import Error
 
@@ -42,6 +44,33 @@ def use_retention(days: Callable[[], int]) -> None:
 def days_kept() -> int:
     """For how many days turns are kept; 0: for ever. No I/O."""
     return _days()
+
+
+LATE = timedelta(days=2)
+"""Pruning is due once a day; if none has done anything for so long, somebody has to look."""
+
+
+def last_pruning() -> Pruning | None:
+    """The run with the latest border: it goes on, or it is the last one. One query."""
+    return Pruning.objects.order_by("-border").first()
+
+
+def status() -> dict[str, Any]:
+    """For /readyz: how long turns are kept, and what the last run did. One query.
+
+    `late`: turns are to be deleted, and for days no run has come to its end."""
+    last, days = last_pruning(), days_kept()
+    if last is None:
+        return {"days": days, "late": False}
+    return {
+        "days": days,
+        "late": days > 0 and datetime.now(UTC) - last.last_at > LATE,
+        "kept_from": last.border.isoformat(),
+        "last_at": last.last_at.isoformat(),
+        "running": last.ended_at is None,
+        "turns": last.turns,
+        "checkpoints": last.checkpoints,
+    }
 
 
 class Retention:
