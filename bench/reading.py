@@ -35,6 +35,7 @@ MARKS = {
     "full": ("<!-- full reading figures -->", "<!-- end of full reading figures -->"),
 }
 TIMES = 15
+LEDGER_TIMES = 4
 PLAN_LINES = 14
 GROWN = 10
 """How many times as many rows the small measurement has."""
@@ -432,7 +433,7 @@ def ledgers() -> Iterator[tuple[str, Ask]]:
 
 
 def measure(name: str, ask: Ask, floor: Floor) -> Measured:
-    """Ask once to warm up and look at the queries, then TIMES times, each time beside the floor."""
+    """Ask once to warm up and look at the queries, then many times, each time beside the floor."""
     from django.db import connection
     from django.test.utils import CaptureQueriesContext
 
@@ -442,7 +443,8 @@ def measure(name: str, ask: Ask, floor: Floor) -> Measured:
     found.queries = len(asked)
     slowest = max(asked.captured_queries, key=lambda query: float(query["time"]))["sql"]
     spent_ms = 0.0
-    for _ in range(TIMES):
+    times = LEDGER_TIMES if name in LEDGERS else TIMES
+    for _ in range(times):
         before_ms, began = cpu_ms(), time.perf_counter()
         answer = ask(chance)
         found.ms.append((time.perf_counter() - began) * 1000)
@@ -453,7 +455,7 @@ def measure(name: str, ask: Ask, floor: Floor) -> Measured:
             began = time.perf_counter()
             by_key()
             found.floor_ms.append((time.perf_counter() - began) * 1000)
-    found.cpu_ms = spent_ms / TIMES
+    found.cpu_ms = spent_ms / times
     if found.p95 > 50:
         found.plan = plan_of(slowest)
     print(f"{found.name:50} p50 {found.p50:7.1f}  p95 {found.p95:7.1f} ms", file=sys.stderr)
