@@ -374,3 +374,14 @@ def test_half_a_turn_that_a_late_checkpoint_made_goes_as_well() -> None:
     assert stored_turns() == {half, growing}
     prune()
     assert stored_turns() == {growing}
+
+
+def test_postgresql_refuses_the_one_end_of_a_turn_on_a_partitioned_table() -> None:
+    """Why old turns go in batches and not with their partition: docs/decisions/retention.md."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE parted (LIKE interaction_flows) PARTITION BY RANGE (flow_id)")
+        cursor.execute("ALTER TABLE parted ADD PRIMARY KEY (flow_id)")
+        cursor.execute("ALTER TABLE parted ADD FOREIGN KEY (parent_id) REFERENCES parted (flow_id)")
+        with pytest.raises(Exception, match="must include all partitioning columns"), transaction.atomic():
+            cursor.execute("CREATE UNIQUE INDEX ON parted (turn_id) WHERE checkpoint = 'flow_end'")
+        transaction.set_rollback(True)
