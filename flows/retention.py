@@ -10,10 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from django.conf import settings
 from django.db import Error
+from redis.exceptions import RedisError
 
+from flows import keys
 from flows.models import Pruning
 from flows.pruning import Batch, Forget, Pruner, border_of_days
+from flows.redis import sync_client
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +75,23 @@ def status() -> dict[str, Any]:
         "turns": last.turns,
         "checkpoints": last.checkpoints,
     }
+
+
+def trim_recent(border: datetime, _: int = 0) -> int:
+    """Take what is older than the border out of the users' streams in Redis; returns how many entries.
+
+    A stream runs out a day after its last entry, but of somebody who asks a little every day it may hold months. A
+    reader who was behind the border gets a fresh beginning, as after any trimming. With Redis away: another day."""
+    if not settings.REDIS_ENABLED:
+        return 0
+    first = int(border.timestamp() * 1000)
+    try:
+        with sync_client() as client:
+            names = client.scan_iter(match=keys.user_stream("*"), count=1_000)
+            return sum(client.xtrim(name, minid=first, approximate=False) for name in names)
+    except (RedisError, OSError) as problem:
+        logger.warning("the users' streams are trimmed another day: %s", type(problem).__name__)
+        return 0
 
 
 class Retention:

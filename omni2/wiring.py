@@ -24,7 +24,7 @@ from flows import heartbeat, keeping
 from flows.checkpoints import use_clock
 from flows.persister import Loop, Persister
 from flows.pruning import BATCH_CHECKPOINTS, Pruner
-from flows.retention import Retention
+from flows.retention import Retention, trim_recent
 from flows.sweep import Sweep
 from flows.tracker import tracker
 from monitoring.models import Omni2Config
@@ -46,6 +46,9 @@ TIDY_EVERY_S = 3600.0
 KEEP_EVERY_S = 5.0
 """How often the figures of a few past hours are kept: a month of them within a quarter of an hour. Few at a
 time, since the rows that came meanwhile wait for it."""
+
+BESIDE_TURNS = (forget_settled, trim_recent)
+"""What is pruned besides the turns and their figures."""
 
 _started_on: asyncio.AbstractEventLoop | None = None
 _starting: "asyncio.Task[None] | None" = None
@@ -179,7 +182,7 @@ def persister() -> Loop:
     worker.beside(sweep)
     worker.beside(_every(KEEP_EVERY_S, keeping.keep))
     worker.beside(_every(TIDY_EVERY_S, tidy))
-    worker.beside(_Aside("pruning", Retention(days_kept, also=[forget_settled]).slice))
+    worker.beside(_Aside("pruning", Retention(days_kept, also=BESIDE_TURNS).slice))
     return worker
 
 
@@ -190,7 +193,7 @@ def days_kept() -> int:
 
 def pruner(border: datetime, *, batch: int = BATCH_CHECKPOINTS) -> Pruner:
     """A run of `manage.py prune_flows`."""
-    return Pruner(border, "command", batch=batch, also=[forget_settled])
+    return Pruner(border, "command", batch=batch, also=BESIDE_TURNS)
 
 
 def tidy() -> None:

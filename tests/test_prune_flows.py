@@ -13,10 +13,11 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
 
-from flows import retention
+from flows import keys, retention
 from flows.checkpoints import uuid7
 from flows.models import InteractionFlow, Pruning, Turn
 from flows.pruning import Batch, Pruner
+from flows.redis import sync_client
 from flows.retention import Retention
 from flows.tests.ledger_cast import BOB, admit, settle
 from flows.tests.test_pruning import SECOND, stored_turns, turn
@@ -159,11 +160,32 @@ def test_the_records_of_what_a_pruned_turn_used_go_with_it_and_the_days_sums_sta
     stay = {used(now() - DAY), used(now() - DAY, stored=False), used(now() - 9 * DAY, stored=False, ended=False)}
     with connection.cursor() as cursor:
         cursor.execute("INSERT INTO daily_usage (user_id, day, requests) SELECT id, current_date - 9, 2 FROM users")
-        assert "2 records of what such turns used" in prune("--older-than", "7d")[1]
+        assert "2 records that were kept beside them" in prune("--older-than", "7d")[1]
         cursor.execute("SELECT turn_id::text FROM turn_usage")
         assert {row[0] for row in cursor.fetchall()} == stay
         cursor.execute("SELECT requests FROM daily_usage")
         assert cursor.fetchall() == [(2,)]
+
+
+def test_what_is_older_goes_out_of_the_users_streams_too() -> None:
+    """Of somebody who asks a little every day a stream would hold months."""
+    with sync_client() as client:
+        client.flushall()
+        stream, border = keys.user_stream(BOB), int((now() - 7 * DAY).timestamp() * 1000)
+        for at in (border - 86_400_000, border - 60_000, border + 60_000):
+            client.xadd(stream, {"d": b"{}"}, id=f"{at}-0")
+        client.xadd(keys.log_shard(0), {"d": b"{}"}, id="1-0")
+        prune("--older-than", "7d")
+        assert [entry_id for entry_id, _ in client.xrange(stream)] == [f"{border + 60_000}-0".encode()]
+        assert client.xlen(keys.log_shard(0)) == 1, "what is not stored yet is nobody's to trim"
+        client.flushall()
+
+
+def test_it_prunes_although_redis_is_away(settings: Any) -> None:
+    settings.REDIS_URL = "redis://127.0.0.1:1/0"
+    ago(9 * DAY)
+    assert prune("--older-than", "7d")[0] == 0
+    assert stored_turns() == set()
 
 
 # --- beside the persister ------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ class Command(BaseCommand):
         total = pruner.total
         said = f"Deleted {_counted(total.turns, total.checkpoints)} in {time.monotonic() - began:.1f} s."
         if total.more:
-            said += f" With them went {total.more:,} records of what such turns used."
+            said += f" With them went {total.more:,} records that were kept beside them."
         if total.in_use:
             said += f" {total.in_use:,} were in use and are left for another time."
         self.stdout.write(said)
