@@ -5,12 +5,13 @@ so it tells of turns of which nothing was stored, by name.
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 from uuid import UUID
 
 from django.db import connection
 
 from flows.counts import HOUR_MS
-from flows.ledger import Admitted
+from flows.ledger import Admitted, floor_id
 
 SETTLING_S = 330
 """So long a process may try to charge a turn that has ended while PostgreSQL comes and goes (chat.turn)."""
@@ -41,3 +42,20 @@ def admitted(first: UUID, last: UUID) -> Sequence[Admitted]:
     with connection.cursor() as cursor:
         cursor.execute(_ADMITTED, {"first": first, "last": last, **limits})
         return [Admitted(*row[:3], *(sorted(ids or ()) for ids in row[3:])) for row in cursor.fetchall()]
+
+
+# A range of the key: of what was let in before, all but the turns that are still stored is gone.
+_FORGET = """
+DELETE FROM turn_usage WHERE turn_id IN (
+    SELECT u.turn_id FROM turn_usage u WHERE u.turn_id < %(last)s AND u.ended_at < %(border)s
+        AND NOT EXISTS (SELECT FROM turns t WHERE t.turn_id = u.turn_id)
+    ORDER BY u.turn_id LIMIT %(most)s FOR UPDATE SKIP LOCKED)
+"""
+
+
+def forget_settled(border: datetime, most: int) -> int:
+    """Delete at most so many usages of turns that ended before the border and are no longer stored; returns how
+    many. What their users used on that day stays. One statement."""
+    with connection.cursor() as cursor:
+        cursor.execute(_FORGET, {"last": floor_id(border), "border": border, "most": most})
+        return int(cursor.rowcount)

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from itertools import pairwise
 
 from django.db import connection
-from django.db.models import QuerySet
+from django.db.models import F, QuerySet
 
 from flows import tallies
 from flows.models import STAGES, Turn, tool_tag
@@ -19,6 +20,7 @@ from flows.tallies import Chosen, Tally
 
 RUNNING = "running"
 SLOWEST = 10
+SORTED_AT_MOST = 2_000
 CHECKS = ("auth_check", "block_check", "usage_check")
 
 
@@ -134,8 +136,9 @@ def analyse(question: Question, slots: Sequence[datetime]) -> Analysis:
     """All figures of one question. `slots`: the borders of its hours or days, ascending. A few queries."""
     figures = _figures(question)
     ends, measured = figures[tallies.END], figures[tallies.STEP]
+    turns = sum(end.count for end in ends)
     return Analysis(
-        turns=sum(end.count for end in ends),
+        turns=turns,
         outcomes=_sums((end.key2 or RUNNING, end.count) for end in ends),
         slots=_slots(question, slots),
         turn=_percentiles(step for step in measured if step.key == tallies.TURN_TIME),
@@ -146,8 +149,18 @@ def analyse(question: Question, slots: Sequence[datetime]) -> Analysis:
         users=_spent(figures[tallies.PERSON]),
         tools=_tools(figures[tallies.TOOL], measured),
         problems=_problems(ends),
-        slowest=list(_turns(question).filter(duration_ms__isnull=False).order_by("-duration_ms", "-turn_id")[:SLOWEST]),
+        slowest=_slowest(question, turns),
     )
+
+
+def _slowest(question: Question, turns: int) -> list[Turn]:
+    """The slowest, of so many turns. One query.
+
+    Of few, all are sorted: PostgreSQL, which takes a rare tool for less rare than it is, would walk the order of all
+    turns to its end in search of it."""
+    order = F("duration_ms") + 0 if turns <= SORTED_AT_MOST else F("duration_ms")
+    found = _turns(question).filter(duration_ms__isnull=False).order_by(order.desc(), "-turn_id")
+    return list(found[:SLOWEST])
 
 
 def steps(question: Question) -> list[Step]:
@@ -184,23 +197,49 @@ def _sums(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
 
 # --- over time ----------------------------------------------------------------------------------------
 
+# Of kept spans, and of the turns between them; in the same moment, how many of the spans are kept still.
 _BY_SLOT = """
-SELECT width_bucket(started_at, %s::timestamptz[]), outcome, count(*) FROM turns WHERE {where} GROUP BY 1, 2
+SELECT slot, outcome, sum(count)::bigint FROM (
+    SELECT slot, key2 AS outcome, count FROM unnest(%s::bigint[], %s::int[]) AS kept(id, slot)
+    JOIN kept_tallies ON span_id = kept.id AND figure = 'end'
+    UNION ALL
+    SELECT width_bucket(started_at, %s::timestamptz[]) - 1, outcome, count(*) FROM turns WHERE {where} GROUP BY 1, 2
+) AS counted GROUP BY 1, 2
+UNION ALL SELECT -1, NULL, count(*) FROM kept_spans WHERE id = ANY(%s) AND state = 2
 """
 
 
 def _slots(question: Question, borders: Sequence[datetime]) -> list[Slot]:
-    """Turns by slot and outcome. From the turns themselves: a viewer's day need not begin with a whole
-    hour of UTC. One query."""
+    """Turns by slot and outcome. Of kept days and hours as far as they fit: a viewer's day need not begin with one
+    of UTC. Two queries, and one more if a kept hour changes between them."""
+    if len(borders) < 2:
+        return []
+    chosen = Chosen(question.user_id, question.model, question.tool)
+    times = max(question.since, borders[0]), min(question.until, borders[-1])
+    kept = tallies.kept_in_slots(borders, chosen) if times == (borders[0], borders[-1]) else []
+    found = _by_slot(times, chosen, borders, kept) or _by_slot(times, chosen, borders, [])
+    return [Slot(*ends, each) for ends, each in zip(pairwise(borders), found or (), strict=True)]
+
+
+def _by_slot(
+    times: tuple[datetime, datetime],
+    chosen: Chosen,
+    borders: Sequence[datetime],
+    kept: Sequence[tuple[int, tallies.Span]],
+) -> list[dict[str, int]] | None:
+    """None when one of the spans is not kept any more."""
+    spans, numbers = [span for _, span in kept], [slot for slot, _ in kept]
+    ids = [span.id for span in spans]
+    where, values = tallies.where(tallies.between(*times, spans), chosen)
     found: list[dict[str, int]] = [{} for _ in borders[1:]]
-    if found:
-        span = max(question.since, borders[0]), min(question.until, borders[-1])
-        where, values = tallies.where([span], Chosen(question.user_id, question.model, question.tool))
-        with connection.cursor() as cursor:
-            cursor.execute(_BY_SLOT.format(where=where), [list(borders), *values])
-            for slot, outcome, count in cursor.fetchall():
-                found[slot - 1][outcome or RUNNING] = count
-    return [Slot(since, until, each) for since, until, each in zip(borders, borders[1:], found, strict=False)]
+    with connection.cursor() as cursor:
+        cursor.execute(_BY_SLOT.format(where=where), [ids, numbers, list(borders), *values, ids])
+        for slot, outcome, count in cursor.fetchall():
+            if slot >= 0:
+                found[slot][outcome or RUNNING] = count
+            elif count != len(ids):
+                return None
+    return found
 
 
 # --- how far, and why not further ----------------------------------------------------------------------

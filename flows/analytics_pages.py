@@ -23,6 +23,7 @@ from flows.analytics_links import Links
 from flows.analytics_query import DEFAULT_RANGE, OWN, RANGE_LENGTHS, RANGES, Asked, Filters, address, asked
 from flows.asked import people_like
 from flows.history import RUNNING, TurnFilters
+from flows.pruning import last_border
 from flows.reader import VIEW
 from omni2.accounts.access import record_access
 from omni2.accounts.models import User
@@ -134,7 +135,7 @@ def _answered(question: Asked, spelled: dict[str, str]) -> dict[str, Any]:
 
 def _heading(question: Asked, spelled: dict[str, str]) -> dict[str, Any]:
     """What was asked, as the form and the line under it say it."""
-    wanted = question.question
+    wanted, border = question.question, last_border()
     name = wanted.user_id and (lines.names([wanted.user_id]).get(wanted.user_id) or wanted.user_id)
     local = {name: getattr(wanted, name).astimezone(question.zone) for name in ("since", "until")}
     return {
@@ -146,6 +147,7 @@ def _heading(question: Asked, spelled: dict[str, str]) -> dict[str, Any]:
         "to": figures.said_time(wanted.until, question),
         "who": name,
         "clear": analytics_links.here(spelled, user_id="", model="", tool="") if _narrowed(spelled) else "",
+        "kept_from": figures.said_time(border, question) if border and border > wanted.since else "",
     }
 
 

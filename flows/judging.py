@@ -107,6 +107,8 @@ class Account:
     problems: list[Problem]
     processes: list[Process]
     road: Road
+    kept_from: datetime | None = None
+    """turns of earlier hours are no longer kept and not in it; None: all of the time is"""
 
     @property
     def adds_up(self) -> bool:
@@ -150,7 +152,9 @@ def judge(facts: Facts) -> Account:
             reasons[reason] = reasons.get(reason, 0) + count
     problems = [problem for hour in newest_first for problem in hour.problems]
     processes = list(facts.processes.values())
-    return Account(facts.since, facts.until, newest_first, total, reasons, problems, processes, facts.road)
+    return Account(
+        facts.since, facts.until, newest_first, total, reasons, problems, processes, facts.road, facts.kept_from
+    )
 
 
 def _of_turns(found: dict[str, Any], hour: datetime, process: Process | None) -> Problem:

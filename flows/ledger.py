@@ -16,6 +16,7 @@ from uuid import UUID
 from django.db import connection
 
 from flows.counts import HOUR_MS, Figures
+from flows.pruning import last_border
 from flows.waiting import Road, read_road
 
 HOUR = timedelta(hours=1)
@@ -195,6 +196,19 @@ class Facts:
     way: dict[tuple[UUID | None, int], dict[str, Any]] = field(default_factory=dict)
     problems: list[tuple[UUID | None, int, dict[str, Any]]] = field(default_factory=list)
     admitted: dict[tuple[UUID | None, int], Admitted] = field(default_factory=dict)
+    kept_from: datetime | None = None
+    """turns of earlier hours were pruned, and nothing is said of them; None: of none"""
+
+    def leave_out_pruned(self, border: datetime | None) -> None:
+        """Forget what is known of the hours of which not every turn is kept."""
+        if border is None or border <= self.since:
+            return
+        self.kept_from = whole_hours(border, border)[1]
+        first = hour_number(self.kept_from)
+        for table in (self.said, self.stored, self.way, self.admitted):
+            for key in [key for key in table if key[1] < first]:
+                del table[key]
+        self.problems = [one for one in self.problems if one[1] >= first]
 
 
 def whole_hours(since: datetime, until: datetime) -> tuple[datetime, datetime]:
@@ -218,7 +232,7 @@ def floor_id(at: datetime) -> UUID:
 
 
 def read(since: datetime, until: datetime) -> Facts:
-    """Everything about the turns that began in the whole hours of this time. Three queries and one round trip
+    """Everything about the turns that began in the whole hours of this time. Four queries and one round trip
     to Redis. Raises django.db.Error; a Redis that is away is said in `road`."""
     since, until = whole_hours(since, until)
     with connection.cursor() as cursor:
@@ -235,6 +249,8 @@ def read(since: datetime, until: datetime) -> Facts:
             else:
                 (facts.stored if part == "stored" else facts.way)[process_id, hour] = json.loads(found)
     facts.admitted = {(one.process_id, one.hour): one for one in _admissions(floor_id(since), floor_id(until))}
+    # last: a border is written down no later than the first deletion, so nothing that was read misses its rows unknown
+    facts.leave_out_pruned(last_border())
     return facts
 
 

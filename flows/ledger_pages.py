@@ -23,6 +23,7 @@ from flows.history import wire_time
 from flows.judging import Account, Hour, Part, Problem, Sums, judge
 from flows.ledger import HOUR, Process, read, whole_hours
 from flows.reader import OPERATE, VIEW
+from flows.retention import days_kept, last_pruning
 from flows.status import LAG_LIMIT_S, PERSISTER_SILENT_S, tracking_status
 from flows.waiting import Road
 from omni2.zone import zone_of
@@ -55,7 +56,7 @@ CHECKPOINTS = (
 @login_required
 @permission_required(OPERATE, raise_exception=True)
 def ledger(request: HttpRequest) -> HttpResponse:
-    """The account of the last hours, days or weeks. Three queries and one trip to Redis, whatever the range."""
+    """The account of the last hours, days or weeks. Five queries and one trip to Redis, whatever the range."""
     asked = request.GET.get("hours", DEFAULT_RANGE)
     chosen = asked if asked in RANGES else DEFAULT_RANGE
     now, zone = datetime.now(UTC), zone_of(request)
@@ -93,7 +94,7 @@ class Shown:
             "checkpoint_sums": words.checkpoints(account.total),
             "cautions": list(words.cautions(account)),
             "problems": [self.problem(one) for one in account.problems],
-            "facts": list(facts(account.road)),
+            "facts": [*facts(account.road), kept()],
             "letters": [self.letter(one) for one in account.road.reasons()],
             "processes": [self.process(one, now) for one in self._worth_showing()],
             "turns": TURNS,
@@ -253,6 +254,18 @@ def _persister(road: Road) -> dict[str, str]:
     if road.silent_s > PERSISTER_SILENT_S:
         return fact("bad", "sync_problem", "No persister works", f"The last one spoke {ago(road.silent_s)} ago.")
     return fact("ok", "sync", "The persister works", f"It spoke {ago(road.silent_s)} ago.")
+
+
+def kept() -> dict[str, str]:
+    """How long turns are kept, and how far the last run is that deletes older ones."""
+    days, last = days_kept(), last_pruning()
+    head = f"Turns are kept for {words.counted(days, 'day', 'days')}" if days else "Turns are kept for ever"
+    if last is None:
+        return fact("ok", "auto_delete", head, "None was deleted yet.")
+    gone = f"{words.counted(last.turns, 'turn', 'turns')} from before {last.border:%-d %b %H:%M} UTC"
+    if last.ended_at is None:
+        return fact("ok", "auto_delete", head, f"Deleting: {gone} so far.")
+    return fact("ok", "auto_delete", head, f"The last time {gone} were deleted.")
 
 
 def fact(state: str, icon: str, head: str, said: str) -> dict[str, str]:

@@ -100,6 +100,9 @@ def verdict(account: Account) -> str:
 def cautions(account: Account) -> Iterator[str]:
     """What the account cannot say, or what somebody should look at although it adds up."""
     road, total = account.road, account.total
+    if account.kept_from is not None:
+        since = f"{account.kept_from:%Y-%m-%d %H:%M} UTC"
+        yield f"Turns from before {since} are no longer kept: they are not in this account."
     if not road.answers:
         yield "Redis does not answer: what waits in it is not known, so nothing is called missing."
     elif not road.complete:

@@ -308,6 +308,36 @@ class KeptTally(models.Model):
     class Meta:
         db_table = "kept_tallies"
         default_permissions = ()
+        indexes = [
+            # How turns ended, hour by hour, without a look at the many other rows of each.
+            models.Index(
+                fields=["span"],
+                include=["key2", "count"],
+                name="idx_kept_tallies_end",
+                condition=models.Q(figure="end"),
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.figure} {self.key}"
+
+
+class Pruning(models.Model):
+    """One run of flows.pruning: all that was older than `border` is gone, or is going if it has not ended.
+
+    Several processes with the same border share a row."""
+
+    border = models.DateTimeField(unique=True)
+    by = models.CharField(max_length=20, help_text="persister or command")
+    began_at = models.DateTimeField(db_default=Now())
+    last_at = models.DateTimeField(db_default=Now(), help_text="when it last did something")
+    ended_at = models.DateTimeField(null=True)
+    turns = models.BigIntegerField(default=0, db_default=0)
+    checkpoints = models.BigIntegerField(default=0, db_default=0)
+
+    class Meta:
+        db_table = "prunings"
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"what was older than {self.border}"

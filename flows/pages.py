@@ -26,6 +26,7 @@ from flows.cursor import BadCursor
 from flows.history import COUNTED_AT_MOST, DEFAULT_SORT, RUNNING, Occurring, TurnFilters
 from flows.models import Outcome, Turn
 from flows.reader import Reader
+from flows.retention import days_kept
 from flows.serializers import TurnQuery
 from omni2.accounts.models import User
 
@@ -76,6 +77,7 @@ def turns(request: HttpRequest) -> HttpResponse:
         "stages": STAGE_WORDS.items(),
         "occurring": (offered := _occurring(reader)),
         "occurring_errors": [(code, words.reason(code)) for code in offered.errors],
+        "days_kept": days_kept(),
         "views": saved_view_pages.shown(user, "/flows/", question.address().removeprefix("?")),
     }
     if question.is_clear:

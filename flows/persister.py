@@ -20,6 +20,7 @@ from django.db import Error, IntegrityError, connections
 from redis.exceptions import RedisError, ResponseError
 
 from flows import keys
+from flows.pruning import is_gone
 from flows.redis import sync_client
 from flows.store import is_refusal, missing_parents, store
 
@@ -110,6 +111,8 @@ class Counts:
     stored: int = 0
     repeated: int = 0
     dead: int = 0
+    gone: int = 0
+    """late, of turns that are no longer kept"""
 
 
 @dataclass(slots=True)
@@ -402,6 +405,11 @@ class Persister(Loop):
             since = self._first_withheld.setdefault(key, time.monotonic())
             if time.monotonic() - since < PARENT_PATIENCE_S:
                 return Stored([entry])
+            if is_gone(entry.document):
+                self._forget(key)
+                self.counts.gone += 1
+                logger.info("left out a late checkpoint of a turn that is no longer kept")
+                return Stored()
         return self._set_aside(entry, problem)
 
     def _set_aside(self, entry: LogEntry, problem: Exception) -> "Stored":
@@ -475,6 +483,8 @@ class Replayed:
 
     stored: int = 0
     """stored now, or known already"""
+    gone: int = 0
+    """of turns that are no longer kept"""
     refused: list[dict[str, Any]] = field(default_factory=list)
     """`{"letter", "shard", "entry", "reason", "document"}` of what cannot be stored still"""
 
@@ -494,6 +504,9 @@ def replay_dead_letters(client: redis.Redis, *, limit: int | None = None) -> Rep
             if problem is None:
                 client.xdel(keys.DEAD_LETTERS, letter_id)
                 replayed.stored += 1
+            elif problem is GONE:
+                client.xdel(keys.DEAD_LETTERS, letter_id)
+                replayed.gone += 1
             else:
                 replayed.refused.append(_as_letter(letter_id, fields, problem))
         tried += len(letters)
@@ -501,13 +514,18 @@ def replay_dead_letters(client: redis.Redis, *, limit: int | None = None) -> Rep
     return replayed
 
 
+GONE = "its turn is no longer kept"
+
+
 def _store_alone(document: bytes) -> str | None:
-    """Store one document; why it was refused, else None."""
+    """Store one document; why it was refused (GONE: it will never be missed), else None."""
     try:
         store([document])
     except (Error, UnicodeDecodeError) as problem:
         if isinstance(problem, Error) and not is_refusal(problem):
             raise
+        if isinstance(problem, IntegrityError) and missing_parents([document]) and is_gone(document):
+            return GONE
         return str(problem).partition("\n")[0][:300]
     return None
 

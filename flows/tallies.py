@@ -10,6 +10,7 @@ transaction that changes it, so no answer is ever made of figures that are no lo
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -197,7 +198,7 @@ def _asked(parts: str, values: Sequence[Any], more: str = "") -> list[Tally]:
 
 def _put_together(since: datetime, until: datetime, chosen: Chosen, spans: "Sequence[Span]") -> list[Tally] | None:
     """Of kept spans and the turns between them; None when one of the spans is not kept any more."""
-    condition, values = where(_between(since, until, spans), chosen)
+    condition, values = where(between(since, until, spans), chosen)
     ids = [span.id for span in spans]
     parts = OF_TURNS.format(where=condition) + "UNION ALL" + _KEPT
     found = _asked(parts, [*values * 3, ids, ids], _STILL_KEPT)
@@ -215,24 +216,31 @@ class Span(NamedTuple):
 
 def _kept_within(since: datetime, until: datetime, chosen: Chosen) -> list[Span]:
     """The kept spans that lie wholly inside and do not overlap, days before hours; ascending. One query."""
+    return [span for _, span in kept_in_slots([since, until], chosen)]
+
+
+def kept_in_slots(borders: Sequence[datetime], chosen: Chosen) -> list[tuple[int, Span]]:
+    """The kept spans that lie wholly inside one of the slots between these borders and do not overlap, days before
+    hours, each with the number of its slot (from 0); ascending. One query."""
     scope = chosen.scope
     if scope is None:
         return []
-    rows = KeptSpan.objects.filter(state=KeptSpan.KEPT, scope=scope, start__gte=since, start__lt=until)
-    found: list[Span] = []
+    rows = KeptSpan.objects.filter(state=KeptSpan.KEPT, scope=scope, start__gte=borders[0], start__lt=borders[-1])
+    found: list[tuple[int, Span]] = []
     days: set[datetime] = set()
     for row_id, hours, start in rows.order_by("-hours").values_list("id", "hours", "start"):
         span = Span(start, start + timedelta(hours=hours), row_id)
         day = start.astimezone(UTC).replace(hour=0)
-        if span.end > until or (hours == 1 and day in days):
+        slot = bisect_right(borders, start) - 1
+        if span.end > borders[slot + 1] or (hours == 1 and day in days):
             continue
         if hours != 1:
             days.add(day)
-        found.append(span)
+        found.append((slot, span))
     return sorted(found)
 
 
-def _between(since: datetime, until: datetime, spans: Sequence[Span]) -> list[tuple[datetime, datetime]]:
+def between(since: datetime, until: datetime, spans: Sequence[Span]) -> list[tuple[datetime, datetime]]:
     """What of [since, until) none of the spans covers."""
     gaps, at = [], since
     for span in spans:

@@ -29,6 +29,13 @@ class UsageLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class Retention:
+    """For how many days turns are kept after they ended; 0 is for ever."""
+
+    days: int = 90
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """What a value may be: a finite number within bounds (both included), whole or not, empty or not."""
 
@@ -72,15 +79,17 @@ RULES: Mapping[str, tuple[Rule, ...]] = MappingProxyType(
             Rule("cost_usd_per_day", "US dollars a day", 0, 10**9, nullable=True),
             Rule("turns_at_once", "Turns at once", 1, 10**6, whole=True, nullable=True),
         ),
+        "retention": (Rule("days", "Days that turns are kept (0: for ever)", 0, 36_500, whole=True),),
     }
 )
-DEFAULTS: Mapping[str, FlowMonitoring | UsageLimits] = MappingProxyType(
-    {"flow_monitoring": FlowMonitoring(), "usage_limits": UsageLimits()}
+DEFAULTS: Mapping[str, FlowMonitoring | UsageLimits | Retention] = MappingProxyType(
+    {"flow_monitoring": FlowMonitoring(), "usage_limits": UsageLimits(), "retention": Retention()}
 )
 DESCRIPTIONS: Mapping[str, str] = MappingProxyType(
     {
         "flow_monitoring": "How long a user is monitored, in hours.",
         "usage_limits": "What each user may use in a day and at once, unless a user has limits of his own.",
+        "retention": "How many days turns are kept after they ended; older ones are deleted for good.",
     }
 )
 
@@ -110,7 +119,7 @@ def problems_of(key: str, value: object) -> dict[str, str]:
     return problems
 
 
-Shape = TypeVar("Shape", FlowMonitoring, UsageLimits)
+Shape = TypeVar("Shape", FlowMonitoring, UsageLimits, Retention)
 
 
 def read(shape: type[Shape], key: str, value: object) -> Shape:
@@ -132,6 +141,7 @@ class Current:
     def __init__(self) -> None:
         self.flow_monitoring = FlowMonitoring()
         self.usage_limits = UsageLimits()
+        self.retention = Retention()
         self.problems: Mapping[str, str] = MappingProxyType({})
 
     def put(self, values: Mapping[str, object]) -> None:
@@ -146,6 +156,10 @@ class Current:
             self.usage_limits = _value_or_default(UsageLimits, "usage_limits", values)
         except BadConfig as bad:
             problems["usage_limits"] = str(bad)
+        try:
+            self.retention = _value_or_default(Retention, "retention", values)
+        except BadConfig as bad:
+            problems["retention"] = str(bad)
         self.problems = MappingProxyType(problems)
 
 
@@ -164,3 +178,8 @@ def flow_monitoring() -> FlowMonitoring:
 def usage_limits() -> UsageLimits:
     """The usage limits in force for users without limits of their own: no I/O, at most a second old."""
     return current.usage_limits
+
+
+def retention() -> Retention:
+    """How long turns are kept: no I/O, at most a second old."""
+    return current.retention

@@ -70,12 +70,21 @@ class Omni2Config(models.Model):
     @classmethod
     def flow_monitoring_now(cls) -> config.FlowMonitoring:
         """The monitoring times as PostgreSQL has them, for the transaction that decides by them. One query."""
-        value = cls.objects.filter(config_key="flow_monitoring", is_active=True).values_list("config_value", flat=True)
+        return cls._now(config.FlowMonitoring, "flow_monitoring", config.flow_monitoring())
+
+    @classmethod
+    def retention_now(cls) -> config.Retention:
+        """How long turns are kept, as PostgreSQL has it, for whoever is about to delete some. One query."""
+        return cls._now(config.Retention, "retention", config.retention())
+
+    @classmethod
+    def _now(cls, shape: type[config.Shape], key: str, known: config.Shape) -> config.Shape:
+        value = cls.objects.filter(config_key=key, is_active=True).values_list("config_value", flat=True)
         try:
-            return config.read(config.FlowMonitoring, "flow_monitoring", value[0])
+            return config.read(shape, key, value[0])
         except (IndexError, config.BadConfig):
             # no row, or one written past the checks: what this process last knew to be right
-            return config.flow_monitoring()
+            return known
 
 
 class PeriodQuerySet(models.QuerySet["MonitoredUser"]):

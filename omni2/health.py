@@ -14,6 +14,7 @@ from django.urls import path
 from django.views.decorators.cache import never_cache
 from redis import RedisError
 
+from flows import retention as kept
 from flows.redis import get_redis
 from flows.status import LAG_LIMIT_S, PERSISTER_SILENT_S, persister_status, tracking_status
 from monitoring.relay import status as relay_status
@@ -138,12 +139,24 @@ async def tracking() -> dict[str, Any]:
     return _ok(**known)
 
 
+async def retention() -> dict[str, Any]:
+    """How long turns are kept, and whether those that are older really go."""
+    try:
+        known = await in_database(kept.status)
+    except DatabaseError:
+        return {"status": "unknown", "reason": "PostgreSQL does not answer"}
+    if known.pop("late"):
+        return _degraded("turns that are older than they are kept have not been deleted for days", **known)
+    return _ok(**known)
+
+
 CHECKS: dict[str, Callable[[], Awaitable[dict[str, Any]]]] = {
     "postgresql": postgresql,
     "redis": redis,
     "persister": persister,
     "relay": relay,
     "tracking": tracking,
+    "retention": retention,
 }
 
 urlpatterns = [path("healthz", healthz, name="healthz"), path("readyz", readyz, name="readyz")]

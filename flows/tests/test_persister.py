@@ -4,6 +4,7 @@ import json
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from django.db import OperationalError, connection
 from flows import keys, persister
 from flows.models import InteractionFlow, Turn
 from flows.persister import Persister, replay_dead_letters
+from flows.pruning import Pruner
 from flows.redis import sync_client
 from flows.status import persister_status
 from flows.store import store
@@ -27,6 +29,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 TURN = "0199aaaa-0000-7000-8000-000000000001"
+OTHER = "0199bbbb-0000-7000-8000-000000000001"
 
 
 @pytest.fixture
@@ -222,6 +225,24 @@ def test_it_sets_an_orphan_aside_after_minutes(client: redis.Redis, monkeypatch:
     assert (now.stored, now.refused) == (1, [])
     assert client.xlen(keys.DEAD_LETTERS) == 0
     assert InteractionFlow.objects.count() == 2
+
+
+def test_what_comes_late_of_a_pruned_turn_is_neither_stored_nor_set_aside(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(persister, "WITHHELD_EVERY_S", 0.0)
+    monkeypatch.setattr(persister, "PARENT_PATIENCE_S", 0.0)
+    store([document(1), document(2, parent=1, checkpoint="flow_end", metadata={"outcome": "completed"})])
+    client.xadd(keys.DEAD_LETTERS, {"d": document(3, parent=1), "shard": 0, "entry": "1-1", "reason": "x"})
+    list(Pruner(datetime(2026, 11, 23, tzinfo=UTC), "command").batches())
+    append(client, document(2, parent=1), document(4, parent=2), document(1, turn=OTHER))
+    made = worker()
+    steps(made, 4)
+    assert (left(client), made.counts.gone, made.counts.dead) == (0, 2, 0)
+    replayed = replay_dead_letters(client)
+    assert (replayed.stored, replayed.gone, replayed.refused) == (0, 1, [])
+    assert client.xlen(keys.DEAD_LETTERS) == 0
+    assert [str(one.turn_id) for one in InteractionFlow.objects.all()] == [OTHER], "a turn that waited long is stored"
 
 
 @pytest.mark.parametrize(

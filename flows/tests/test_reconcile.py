@@ -10,7 +10,8 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from flows import keys, log
-from flows.models import ServingProcess
+from flows.models import ServingProcess, Turn
+from flows.pruning import Pruner
 from flows.redis import sync_client
 from flows.store import store
 from flows.tests.ledger_cast import Served, as_json, persist, reconcile, sql
@@ -326,3 +327,27 @@ def test_it_takes_a_time_in_iso_8601() -> None:
     out = io.StringIO()
     call_command("reconcile", "--since", since, "--wait", "0", stdout=out)
     assert "All adds up: 0 turns started in this time" in out.getvalue()
+
+
+async def test_it_adds_up_after_a_prune_and_says_what_is_left_out(served: Served) -> None:
+    turns = await three_turns(served)
+    await in_database(lambda: list(Pruner(datetime.now(UTC), "command").batches()))
+    assert await in_database(Turn.objects.count) == 0
+    status, said = await printed()
+    assert status == 0
+    assert "are no longer kept: they are not in this account." in said
+    assert turns[0].turn_id not in said
+    assert "0 turns started in this time" in said
+
+
+async def test_it_still_finds_a_defect_after_a_prune_of_earlier_hours(served: Served) -> None:
+    turns = await three_turns(served)
+    await in_database(lambda: list(Pruner(datetime.now(UTC) - timedelta(hours=3), "command").batches()))
+    assert (await printed())[0] == 0
+    await in_database(
+        sql, "DELETE FROM interaction_flows WHERE turn_id = %s AND checkpoint = 'flow_end'", turns[0].turn_id
+    )
+    status, said = await printed("--since", "6h")
+    assert status == 1
+    assert turns[0].turn_id in said
+    assert "are no longer kept" in said

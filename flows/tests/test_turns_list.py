@@ -1,5 +1,6 @@
 """The list of turns: each filter against the same filter in plain Python, each order page by page."""
 
+import math
 import random
 import uuid
 from collections.abc import Callable
@@ -302,3 +303,22 @@ def test_what_occurs_is_named_once_and_in_order() -> None:
     assert {"passed", "failed", "ok", "started"} <= set(everybody.statuses)
     own = history.occurring(USERS[1])
     assert (own.models, own.tools, own.errors) == ([], [], ["usage_limit"])
+
+
+def test_a_rare_tag_is_sought_by_its_own_index_and_lists_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(6):
+        StoredTurn("bob@example.com").with_tool("rare" if number % 2 else "usual").end()
+
+    def pages(**filters: Any) -> list[Any]:
+        found, cursor = [], None
+        while True:
+            page = history.turns(TurnFilters(**filters), limit=2, cursor=cursor)
+            found += [turn.pk for turn in page.rows]
+            if (cursor := page.next) is None:
+                return found
+
+    walked = pages(tool="rare")
+    monkeypatch.setattr(history, "_common", (math.inf, frozenset({"tusual"})))
+    assert pages(tool="rare") == walked
+    assert len(walked) == 3
+    assert len(pages(tool="usual")) == 3

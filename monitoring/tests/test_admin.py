@@ -181,6 +181,19 @@ def test_it_keeps_operators_out_of_the_settings(operator: Client) -> None:
     assert operator.post(f"{SETTINGS}usage_limits/change/", {"turns_at_once": "1"}).status_code == 403
 
 
+def test_only_superusers_say_how_long_turns_are_kept(operator: Client, ada: Any, charlie: Any) -> None:
+    Omni2Config(config_key="retention", config_value={"days": 90}).save()
+    page = f"{SETTINGS}retention/change/"
+    given = {"days": "30", "is_active": "on"}
+    assert operator.post(page, given).status_code == 403
+    assert signed_in(charlie).post(page, given).status_code == 302, "to the sign-in"
+    assert Omni2Config.objects.get(pk="retention").config_value == {"days": 90}
+    wrong = signed_in(ada).post(page, given | {"days": "-1"})
+    assert list(wrong.context["adminform"].form.errors) == ["days"]
+    assert signed_in(ada).post(page, given).status_code == 302
+    assert Omni2Config.objects.get(pk="retention").config_value == {"days": 30}
+
+
 @pytest.fixture
 def limits(ada: Any) -> Client:
     Omni2Config(config_key="usage_limits", config_value=config.default_value("usage_limits")).save()

@@ -17,6 +17,7 @@ LIMITS = {"requests_per_day": 500, "tokens_per_day": 500000, "cost_usd_per_day":
 def test_it_starts_with_the_contracts_values() -> None:
     assert config.default_value("flow_monitoring") == MONITORING
     assert config.default_value("usage_limits") == LIMITS
+    assert config.default_value("retention") == {"days": 90}
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,8 @@ def test_it_starts_with_the_contracts_values() -> None:
         ("flow_monitoring", {"default_ttl_hours": 0.5, "max_ttl_hours": 0.5}),
         ("usage_limits", LIMITS),
         ("usage_limits", dict.fromkeys(LIMITS)),
+        ("retention", {"days": 0}),
+        ("retention", {"days": 36_500}),
         ("usage_limits", LIMITS | {"requests_per_day": 0, "cost_usd_per_day": 0.01}),
     ],
 )
@@ -62,6 +65,12 @@ def test_it_refuses_bad_limits(name: str, bad: Any) -> None:
         ("usage_limits", LIMITS | {"requests_per_day": 1.5}, {"requests_per_day"}),
         ("usage_limits", LIMITS | {"turns_at_once": 0}, {"turns_at_once"}),
         ("usage_limits", [], {""}),
+        ("retention", {"days": -1}, {"days"}),
+        ("retention", {"days": 0.5}, {"days"}),
+        ("retention", {"days": None}, {"days"}),
+        ("retention", {"days": "90"}, {"days"}),
+        ("retention", {"days": 36_501}, {"days"}),
+        ("retention", {"day": 90}, {"day", "days"}),
         ("usage_limits", None, {""}),
         ("colours", {}, {""}),
     ],
@@ -114,3 +123,11 @@ def test_its_table_takes_a_row_from_sql_alone() -> None:
             "RETURNING description, is_active, updated_at IS NOT NULL"
         )
         assert cursor.fetchone() == ("", True, True)
+
+
+def test_it_reads_how_long_turns_are_kept_as_postgresql_has_it(db: None) -> None:
+    assert Omni2Config.retention_now() == config.Retention(90)
+    Omni2Config(config_key="retention", config_value={"days": 7}).save()
+    assert Omni2Config.retention_now() == config.Retention(7)
+    Omni2Config.objects.filter(pk="retention").update(config_value={"days": "many"})
+    assert Omni2Config.retention_now() == config.Retention(90), "what this process last knew to be right"

@@ -1,4 +1,4 @@
-"""What the migrations put into an empty database: two settings, two groups."""
+"""What the migrations put into an empty database: three settings, two groups."""
 
 from importlib import import_module
 from typing import Any
@@ -13,6 +13,7 @@ from monitoring.models import Omni2Config
 
 settings_migration = import_module("monitoring.migrations.0002_settings")
 groups_migration = import_module("monitoring.migrations.0003_groups")
+retention_migration = import_module("monitoring.migrations.0005_retention")
 operate_migration = import_module("monitoring.migrations.0004_operators_operate")
 
 pytestmark = pytest.mark.django_db
@@ -29,6 +30,7 @@ def migrated() -> None:
         settings_migration.add_settings(apps, Editor)
         groups_migration.add_groups(apps, Editor)
         operate_migration.let_operators(apps, Editor)
+        retention_migration.add_retention(apps, Editor)
 
 
 def rights_of(group: str) -> set[str]:
@@ -36,7 +38,7 @@ def rights_of(group: str) -> set[str]:
     return {f"{app}.{codename}" for app, codename in rights}
 
 
-def test_it_has_the_two_settings(migrated: None) -> None:
+def test_it_has_the_three_settings(migrated: None) -> None:
     values = dict(Omni2Config.objects.filter(is_active=True).values_list("config_key", "config_value"))
     assert values == {key: config.default_value(key) for key in config.RULES}
     assert all(Omni2Config.objects.values_list("description", flat=True))
@@ -61,3 +63,9 @@ def test_it_leaves_what_an_admin_changed(migrated: None) -> None:
     settings_migration.add_settings(apps, Editor)
     row.refresh_from_db()
     assert row.config_value == {"default_ttl_hours": 1, "max_ttl_hours": 2}
+
+
+def test_it_leaves_a_retention_that_an_admin_chose(migrated: None) -> None:
+    Omni2Config(config_key="retention", config_value={"days": 0}).save()
+    retention_migration.add_retention(apps, Editor)
+    assert Omni2Config.objects.get(pk="retention").config_value == {"days": 0}

@@ -10,6 +10,7 @@ from django.db import OperationalError, connection
 from django.db.models.functions import Now
 
 from flows.redis import get_redis
+from flows.retention import days_kept
 from monitoring import config, control
 from monitoring import watchlist as module
 from monitoring.models import MonitoredUser, Omni2Config
@@ -355,7 +356,9 @@ async def test_it_brings_a_changed_setting_into_force(watchlist: Watchlist, ear:
     try:
         await in_database(change, "flow_monitoring", default_ttl_hours=2.5)
         await in_database(change, "usage_limits", requests_per_day=None, turns_at_once=3)
+        await in_database(change, "retention", days=7)
         await until(lambda: config.usage_limits().turns_at_once == 3)
+        await until(lambda: days_kept() == 7)
         assert config.flow_monitoring().default_ttl_hours == 2.5
         assert config.usage_limits().requests_per_day is None
 

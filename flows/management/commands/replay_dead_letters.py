@@ -43,7 +43,10 @@ class Command(BaseCommand):
         except Error as problem:
             raise CommandError(f"PostgreSQL does not answer: {type(problem).__name__}") from None
         moved = f", and moved to {move_to}" if move_to and replayed.refused else ""
-        self.stdout.write(f"{replayed.stored} stored or known already, {len(replayed.refused)} still refused{moved}")
+        gone = f"{replayed.gone} of turns that are no longer kept, " if replayed.gone else ""
+        self.stdout.write(
+            f"{replayed.stored} stored or known already, {gone}{len(replayed.refused)} still refused{moved}"
+        )
 
 
 def _write(path: Path, replayed: Replayed) -> None:

@@ -16,6 +16,7 @@ from django.db import connection, transaction
 from django.db.models import QuerySet, Sum
 
 from flows.models import InteractionFlow, Turn
+from flows.pruning import last_border
 from flows.sample_turns import DOMAIN, SampleTurns, numbered, people
 from flows.store import store
 from omni2.accounts.models import User
@@ -66,6 +67,8 @@ class Command(BaseCommand):
         if began := Turn.objects.filter(turn_id=turns.turn_id(0)).values_list("started_at", flat=True).first():
             # an earlier run of this seed: goes on with the days of that one
             turns = SampleTurns(seed=seed, since=began, days=days, users=users, checkpoints=checkpoints)
+        if (border := last_border()) is not None and border > turns.since:
+            raise CommandError(f"--days: turns from before {border:%Y-%m-%d %H:%M} UTC are no longer kept here")
         self._make_people(users)
         first = self._first_missing(turns, checkpoints)
         stored = samples().aggregate(stored=Sum("checkpoints"))["stored"] or 0
