@@ -330,9 +330,9 @@ def pack_append(
     user_words: list[bytes | str] = []
     body: list[bytes | str] = []
     # what a turn recorded since the last batch stands together, mostly
-    for turn_id, run in groupby(lines, _TURN_ID):
-        line = next(run)
-        user_id, documents = line.user_id, [line.document, *map(_DOCUMENT, run)]
+    for turn_id, group in groupby(lines, _TURN_ID):
+        run = list(group)
+        user_id = run[0].user_id
         number = users.get(user_id)
         if number is None:
             number = users[user_id] = b"%d" % (len(users) + 1)
@@ -341,7 +341,7 @@ def pack_append(
                 keys.user_channel(user_id) if way == "live" and is_monitored(user_id) else b"",
             ]
         shard = place(keys.LOG_SHARDS[shard_of(turn_id)]) if way != "around" else b"0"
-        body += (shard, number, b"%d" % len(documents), *documents)
+        body += (shard, number, b"%d" % len(run), *map(_DOCUMENT, run))
     kept_ms = b"%d" % (RECENT_SECONDS * 1000)
     head = [run_id, new_epoch_name(), b"%d" % RECENT_ENTRIES, kept_ms, b"%d" % len(users)]
     head.append(b"0" if way == "live" else b"1")
