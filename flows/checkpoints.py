@@ -6,12 +6,12 @@ same bytes are the stream entry, the Pub/Sub payload, the frame's body and the r
 
 import json
 import math
-import random
 import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
+from random import getrandbits
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -51,15 +51,22 @@ def next_moment_us() -> int:
     return moment
 
 
+_MICROSECONDS = tuple(f"7{microsecond * 4096 // 1000:03x}-" for microsecond in range(1000))
+_millisecond_text: tuple[int, str] = (-1, "")
+
+
 def uuid7(moment_us: int) -> str:
     """UUIDv7 text (RFC 9562): 48 bits of milliseconds, then the microsecond in the 12 bits of rand_a
     (its method 3), so that ids of one process sort like their moments; 62 bits are random."""
+    global _millisecond_text
     millisecond, microsecond = divmod(moment_us, 1000)
+    known, text = _millisecond_text
+    if known != millisecond:
+        digits = f"{millisecond:012x}"
+        text = f"{digits[:8]}-{digits[8:]}-"
+        _millisecond_text = (millisecond, text)
     # from a plain generator: an id is not a secret, rights are checked and never guessed
-    head = millisecond << 80 | 0x7 << 76 | (microsecond * 4096 // 1000) << 64
-    value = head | 0b10 << 62 | random.getrandbits(62)
-    text = value.to_bytes(16, "big").hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    return f"{text}{_MICROSECONDS[microsecond]}{0x8000 | getrandbits(14):x}-{getrandbits(48):012x}"
 
 
 _second_text: tuple[int, str] = (-1, "")

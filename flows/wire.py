@@ -32,7 +32,7 @@ class Wire(asyncio.Protocol):
         self._connection = connection
         self._deadlines = deadlines
         self._answers = hiredis.Reader(protocolError=InvalidResponse, replyError=_refusal, notEnoughData=_NOTHING_YET)
-        self._asked: asyncio.Future[Any] = deadlines.loop.create_future()
+        self._asked: asyncio.Future[Any] | None = None
         self._transport: Any = connection._writer.transport  # type: ignore[union-attr]
         self._transport.set_protocol(self)
 
@@ -74,7 +74,7 @@ class Wire(asyncio.Protocol):
                 answer = self._answers.gets()
         except InvalidResponse as problem:
             return self._fail(problem)
-        if answer is not _NOTHING_YET and not self._asked.done():
+        if answer is not _NOTHING_YET and self._asked is not None and not self._asked.done():
             self._asked.set_result(answer)
         return None
 
@@ -82,5 +82,5 @@ class Wire(asyncio.Protocol):
         self._fail(problem or RedisConnectionError("Redis closed the connection"))
 
     def _fail(self, problem: Exception) -> None:
-        if not self._asked.done():
+        if self._asked is not None and not self._asked.done():
             self._asked.set_exception(problem)
