@@ -82,6 +82,9 @@ async def test_it_notices_while_nobody_asks_that_redis_closed_the_connection(wir
 
 async def test_it_takes_no_word_of_redis_own_for_an_answer(wire: Wire) -> None:
     assert await wire.ask(("CLIENT", "TRACKING", "ON", "BCAST"), 5) == b"OK"
-    for number in range(5):
-        await get_redis().set("watched", number)
-        assert await wire.ask(("ECHO", f"{number}"), 5) == b"%d" % number
+    asking = asyncio.create_task(wire.ask(("BLPOP", "list", "0"), 60))
+    while not any(each["cmd"] == "blpop" for each in await get_redis().client_list()):
+        await asyncio.sleep(0.01)
+    await get_redis().set("watched", "changed")
+    await get_redis().rpush("list", "answer")
+    assert await asyncio.wait_for(asking, 10) == [b"list", b"answer"]
