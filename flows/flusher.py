@@ -29,6 +29,7 @@ from flows import keys, log
 from flows.checkpoints import Checkpoint
 from flows.redis import new_connection, was_cancelled
 from flows.store import is_refusal, store
+from flows.wire import Wire
 from omni2.database import in_database
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Flusher:
         self.redis_away = not settings.REDIS_ENABLED
         self.postgres_away = False
         self.batches = 0
-        self._connection: Any = None
+        self._wire: Wire | None = None
         self._run_id = b""
         self._next_probe = 0.0
         self._asking: asyncio.Task[bool] | None = None
@@ -168,11 +169,14 @@ class Flusher:
         """Sleep until a checkpoint comes; while Redis is away, at most until the next probe, and while it
         may still lose what it acknowledged, until the next look at it."""
         self._sleep = self.loop.create_future()
+        rests_for_s = self._rests_for()
+        if rests_for_s is not None:
+            self.tracker.deadlines_here().add(self._sleep, rests_for_s)
         self.tracker.sleeper = self
         try:
             if self.tracker.queue:  # recorded between the look and the sleep, by another thread
                 return
-            await asyncio.wait((self._sleep,), timeout=self._rests_for())
+            await self._sleep
         finally:
             self.tracker.sleeper = None
             self._sleep = None
@@ -255,45 +259,42 @@ class Flusher:
 
     # --- Redis ----------------------------------------------------------------------------------
 
-    async def _connect(self) -> None:
-        """A fresh connection that knows which Redis process it talks to: after a restart the
-        first append makes a new epoch."""
-        connection = new_connection(client_name="omni2-flusher")
-        await connection.connect()  # type: ignore[no-untyped-call]
-        self._connection = connection
-        await connection.send_command("INFO", "server", check_health=False)
-        info = await connection.read_response()
-        text = info if isinstance(info, bytes) else str(info).encode()
-        self._run_id = text.partition(b"run_id:")[2][:40]
+    async def _connected(self) -> Wire:
+        """The connection; a fresh one when it was closed, that knows which Redis process it talks to: after a
+        restart the first append makes a new epoch."""
+        wire = self._wire
+        if wire is None or not wire.is_open:
+            connection = new_connection(client_name="omni2-flusher")
+            async with asyncio.timeout(APPEND_TIMEOUT_S):
+                await connection.connect()  # type: ignore[no-untyped-call]
+            self._wire = wire = Wire(connection, self.tracker.deadlines_here())
+            info = bytes(await wire.ask((b"INFO", b"server"), APPEND_TIMEOUT_S))
+            self._run_id = info.partition(b"run_id:")[2][:40]
+        return wire
 
     async def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
+        wire, self._wire = self._wire, None
+        if wire is not None:
             with contextlib.suppress(*REDIS_AWAY):
-                await connection.disconnect(nowait=True)
+                await wire.close()
 
-    async def _call(self, words: list[bytes | str]) -> Any:
-        connection = self._connection
-        await connection.send_command(*words, check_health=False)
-        return await connection.read_response()
+    async def _ask(self, words: Sequence[bytes | str]) -> Any:
+        """Redis' answer within a second. Raises what REDIS_AWAY names."""
+        wire = await self._connected()
+        return await wire.ask(words, APPEND_TIMEOUT_S)
 
     async def _append(self, batch: Sequence[Checkpoint], *, way: log.Way = "live") -> bytes:
         """Append, and return the log's origin. Raises what REDIS_AWAY names, or DeclaredDead."""
-        async with asyncio.timeout(APPEND_TIMEOUT_S):
-            if self._connection is None or not self._connection.is_connected:
-                await self._connect()
-            words = log.pack_append(
-                batch,
-                self.tracker.is_monitored,
-                run_id=self._run_id,
-                way=way,
-                writer=self.tracker.process_id,
-            )
-            try:
-                answer = await self._call(words)
-            except NoScriptError:
-                await self._call([b"SCRIPT", b"LOAD", log.APPEND.source])
-                answer = await self._call(words)
+        # one connection for all of it: the words name the Redis process they are for
+        wire = await self._connected()
+        words = log.pack_append(
+            batch, self.tracker.is_monitored, run_id=self._run_id, way=way, writer=self.tracker.process_id
+        )
+        try:
+            answer = await wire.ask(words, APPEND_TIMEOUT_S)
+        except NoScriptError:
+            await wire.ask((b"SCRIPT", b"LOAD", log.APPEND.source), APPEND_TIMEOUT_S)
+            answer = await wire.ask(words, APPEND_TIMEOUT_S)
         if answer == log.FENCED:
             raise DeclaredDead
         return bytes(answer)
@@ -305,11 +306,7 @@ class Flusher:
             return
         self._next_look = now + LOOK_EVERY_S
         try:
-            async with asyncio.timeout(APPEND_TIMEOUT_S):
-                if self._connection is None or not self._connection.is_connected:
-                    await self._connect()
-                words: list[bytes | str] = [b"EVAL", log.ORIGIN.source, b"1", keys.EPOCH, log.new_epoch_name()]
-                origin = bytes(await self._call(words))
+            origin = bytes(await self._ask((b"EVAL", log.ORIGIN.source, b"1", keys.EPOCH, log.new_epoch_name())))
             if origin != self._origin:
                 await self._append_again((), origin)
         except REDIS_AWAY:
@@ -385,16 +382,10 @@ class Flusher:
             # nothing was missed, so nobody has to begin anew
             return
         if self._left_out:
-            async with asyncio.timeout(APPEND_TIMEOUT_S):
-                if self._connection is None:
-                    await self._connect()
-                await self._call([b"DEL", *map(keys.user_stream, self._left_out)])
+            await self._ask((b"DEL", *map(keys.user_stream, self._left_out)))
         for start in range(0, len(around), BATCH_CHECKPOINTS):
             await self._append(around[start : start + BATCH_CHECKPOINTS], way="around")
-        async with asyncio.timeout(APPEND_TIMEOUT_S):
-            if self._connection is None:
-                await self._connect()
-            await self._call([b"EVAL", log.NEW_EPOCH.source, b"1", keys.EPOCH, log.new_epoch_name()])
+        await self._ask((b"EVAL", log.NEW_EPOCH.source, b"1", keys.EPOCH, log.new_epoch_name()))
         self._around = []
         self._left_out = set()
 

@@ -9,6 +9,8 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, Literal
 from zlib import crc32
 
@@ -44,7 +46,8 @@ local function run_id() return string.match(redis.call('INFO', 'server'), 'run_i
 # The answer is the log's origin.
 # ARGV: run_id, candidate epoch, entries kept, milliseconds kept, number of users, 1 for a new epoch else 0,
 # then per user: his stream's place in KEYS, his channel or '' when nobody watches him;
-# then per checkpoint: shard's place in KEYS (0: not for the hand-off log), user's number, document.
+# then per run of checkpoints of one turn: shard's place in KEYS (0: not for the hand-off log), user's number, how
+# many, and their documents.
 # What is not new changes the epoch in the same step: a pre-roll may have had it from PostgreSQL already, so
 # it must never follow one.
 _APPEND = (
@@ -55,8 +58,13 @@ local epoch, origin = ensure_epoch(KEYS[1], ARGV[1], ARGV[2])
 local users = tonumber(ARGV[5])
 local first = 7 + users * 2
 if ARGV[6] == '1' then redis.call('HSET', KEYS[1], 'epoch', ARGV[2]) end
-for i = first, #ARGV, 3 do
-  if ARGV[i] ~= '0' then redis.call('XADD', KEYS[tonumber(ARGV[i])], '*', 'd', ARGV[i + 2]) end
+local i = first
+while i <= #ARGV do
+  local shard, final = KEYS[tonumber(ARGV[i])], i + 2 + tonumber(ARGV[i + 2])
+  if shard then
+    for d = i + 3, final do redis.call('XADD', shard, '*', 'd', ARGV[d]) end
+  end
+  i = final + 1
 end
 local last = {}
 for u = 1, users do
@@ -65,16 +73,20 @@ for u = 1, users do
     last[u] = newest and ('"' .. epoch .. '.' .. newest[1] .. '"') or 'null'
   end
 end
-for i = first, #ARGV, 3 do
-  local u = tonumber(ARGV[i + 1])
-  local id = redis.call('XADD', KEYS[tonumber(ARGV[5 + u * 2])], 'MAXLEN', '~', ARGV[3], '*', 'd', ARGV[i + 2])
-  local channel = ARGV[6 + u * 2]
-  if channel ~= '' then
-    local cursor = '"' .. epoch .. '.' .. id .. '"'
-    local head = '{"cursor":' .. cursor .. ',"prev":' .. last[u]
-    redis.call('PUBLISH', channel, head .. ',"checkpoint":' .. ARGV[i + 2] .. '}')
-    last[u] = cursor
+i = first
+while i <= #ARGV do
+  local u, final = tonumber(ARGV[i + 1]), i + 2 + tonumber(ARGV[i + 2])
+  local stream, channel = KEYS[tonumber(ARGV[5 + u * 2])], ARGV[6 + u * 2]
+  for d = i + 3, final do
+    local id = redis.call('XADD', stream, 'MAXLEN', '~', ARGV[3], '*', 'd', ARGV[d])
+    if channel ~= '' then
+      local cursor = '"' .. epoch .. '.' .. id .. '"'
+      local head = '{"cursor":' .. cursor .. ',"prev":' .. last[u]
+      redis.call('PUBLISH', channel, head .. ',"checkpoint":' .. ARGV[d] .. '}')
+      last[u] = cursor
+    end
   end
+  i = final + 1
 end
 for u = 1, users do redis.call('PEXPIRE', KEYS[tonumber(ARGV[5 + u * 2])], ARGV[4]) end
 return origin
@@ -289,6 +301,10 @@ class Line:
     document: bytes
 
 
+_TURN_ID = attrgetter("turn_id")
+_DOCUMENT = attrgetter("document")
+
+
 def pack_append(
     lines: Sequence[Any],
     is_monitored: Callable[[str], bool],
@@ -313,16 +329,19 @@ def pack_append(
     users: dict[str, bytes] = {}
     user_words: list[bytes | str] = []
     body: list[bytes | str] = []
-    for line in lines:
-        number = users.get(line.user_id)
+    # what a turn recorded since the last batch stands together, mostly
+    for turn_id, group in groupby(lines, _TURN_ID):
+        run = list(group)
+        user_id = run[0].user_id
+        number = users.get(user_id)
         if number is None:
-            number = users[line.user_id] = b"%d" % (len(users) + 1)
+            number = users[user_id] = b"%d" % (len(users) + 1)
             user_words += [
-                place(keys.user_stream(line.user_id)),
-                keys.user_channel(line.user_id) if way == "live" and is_monitored(line.user_id) else b"",
+                place(keys.user_stream(user_id)),
+                keys.user_channel(user_id) if way == "live" and is_monitored(user_id) else b"",
             ]
-        shard = place(keys.LOG_SHARDS[shard_of(line.turn_id)]) if way != "around" else b"0"
-        body += [shard, number, line.document]
+        shard = place(keys.LOG_SHARDS[shard_of(turn_id)]) if way != "around" else b"0"
+        body += (shard, number, b"%d" % len(run), *map(_DOCUMENT, run))
     kept_ms = b"%d" % (RECENT_SECONDS * 1000)
     head = [run_id, new_epoch_name(), b"%d" % RECENT_ENTRIES, kept_ms, b"%d" % len(users)]
     head.append(b"0" if way == "live" else b"1")

@@ -130,6 +130,11 @@ def test_it_masks_well_known_keys(secret: str) -> None:
     assert json.dumps(secret)[1:-1] not in text
 
 
+@given(st.from_regex(capture.SECRET))
+def test_it_never_overlooks_a_key_at_its_quick_look(text: bytes) -> None:
+    assert capture.HINT.search(text)
+
+
 def test_it_leaves_words_alone_that_only_contain_a_prefix() -> None:
     assert made(a="a task-force-with-a-long-name-indeed")["metadata"] == {"a": "a task-force-with-a-long-name-indeed"}
 

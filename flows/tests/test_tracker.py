@@ -60,6 +60,25 @@ async def test_it_shares_a_trip_between_turns(tracker: FlowTracker) -> None:
     assert tracker.flusher.batches < 5
 
 
+async def test_it_keeps_the_order_of_turns_that_record_by_turns(tracker: FlowTracker) -> None:
+    """One batch, in which neither the turns nor the users stand together."""
+    first, second = begin(tracker)[0], begin(tracker)[0]
+    other = begin(tracker, "charlie@example.com")[0]
+    for number in range(3):
+        for turn in (first, other, second):
+            turn.record(f"step {number}", turn.checkpoints[0])
+    await asyncio.gather(*(turn.acknowledged(5) for turn in (first, second, other)))
+    assert tracker.flusher.batches == 1
+    both = sorted(first.checkpoints + second.checkpoints, key=lambda made: made.moment_us)
+    for user_id, made in ((BOB, both), ("charlie@example.com", other.checkpoints)):
+        entries = await log.read_recent(user_id, count=100)
+        assert [entry.document for entry in entries] == [checkpoint.document for checkpoint in made]
+    for turn in (first, second, other):
+        handed = await get_redis().xrange(keys.LOG_SHARDS[log.shard_of(turn.turn_id)])
+        documents = [fields[b"d"] for _, fields in handed if turn.turn_id.encode() in fields[b"d"]]
+        assert documents == [checkpoint.document for checkpoint in turn.checkpoints]
+
+
 async def test_it_closes_open_steps_before_the_end(tracker: FlowTracker) -> None:
     turn, root = begin(tracker)
     thinking = turn.record("llm_thinking", root, status="started")
