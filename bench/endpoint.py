@@ -177,8 +177,8 @@ async def _waves(sides: dict[str, Side], waves: int) -> list[Row]:
             8, f"CPU of the web process, {AT_ONCE:,} chats of 20 tokens in 5 s", [each.cpu_ms for each in mine],
             [each.cpu_ms for each in theirs], unit="ms a chat", against="a bare Django SSE view", goal=1.5,
         ),
-        _memory(f"memory after {waves + 1} waves, beside that before them", ours.resident_mb[-1], started_mb),
-        _memory(f"memory after {waves + 1} waves, beside that after the first", ours.resident_mb[-1], ours.resident_mb[0]),
+        _memory(f"memory after {waves + 1} waves, beside before them", ours.resident_mb[-1], started_mb),
+        _memory(f"memory after {waves + 1} waves, beside after the first", ours.resident_mb[-1], ours.resident_mb[0]),
     ]  # fmt: skip
 
 
@@ -248,7 +248,6 @@ def _people() -> list[str]:
 
 def _side(omni2: "Running", application: str, tokens: list[str]) -> Side:
     from bench.chats import Clients
-    from omni2.supervisor import commands
 
     process = omni2.start_web(application=application)
     return Side(process.pid, Clients(omni2.urls[-1], tokens))

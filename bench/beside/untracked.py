@@ -11,10 +11,10 @@ look up afterwards would be a trap.
 from types import SimpleNamespace
 from typing import Any
 
-from omni2.asgi import application as application
 from chat import turn as story
 from chat.checks import Admission, Question
 from flows import heartbeat
+from omni2.asgi import application as application
 
 CHECK: Any = SimpleNamespace(dropped=False)
 
