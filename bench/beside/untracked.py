@@ -11,10 +11,13 @@ look up afterwards would be a trap.
 from types import SimpleNamespace
 from typing import Any
 
+# the first of ours: it sets Django up
+from omni2.asgi import application as application
+
+# isort: split
 from chat import turn as story
 from chat.checks import Admission, Question
 from flows import heartbeat
-from omni2.asgi import application as application
 
 CHECK: Any = SimpleNamespace(dropped=False)
 
