@@ -109,8 +109,8 @@ async def _run(sides: dict[str, Side], plan: Plan) -> list[Row]:
 
 
 async def _turns(sides: dict[str, Side], pairs: int) -> list[Row]:
-    figures = await rounds({name: lambda s=side: _round(s) for name, side in sides.items()}, count=pairs)
-    ours, untracked, bare = figures["ours"], figures["untracked"], figures["bare"]
+    figures = [await _round(sides) for _ in range(pairs + 1)][1:]
+    ours, untracked, bare = ([each[name] for each in figures] for name in ("ours", "untracked", "bare"))
     found = []
     for name, attribute, unit in (
         ("CPU of the web process, whole turn of 20 tokens", "cpu_ms", "ms a turn"),
@@ -124,10 +124,21 @@ async def _turns(sides: dict[str, Side], pairs: int) -> list[Row]:
     return found
 
 
-async def _round(side: Side) -> Figure:
-    began = side.cpu_s()
-    chats = await side.clients.some(TURNS_A_ROUND, "spoken", in_flight=IN_FLIGHT)
-    return _figure(chats, side.cpu_s() - began)
+async def _round(sides: dict[str, Side]) -> dict[str, Figure]:
+    """So many turns of each side, taken in turn one by one: whatever else the machine does, it does to all of them.
+    Each side is a process of its own, so what it used is told apart all the same."""
+    began = {name: side.cpu_s() for name, side in sides.items()}
+    chats: dict[str, list[Chat]] = {name: [] for name in sides}
+    left = iter(range(TURNS_A_ROUND))
+
+    async def one_after_the_other() -> None:
+        for number in left:
+            names = list(sides)
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                chats[name].append(await sides[name].clients.ask("spoken"))
+
+    await asyncio.gather(*(one_after_the_other() for _ in range(IN_FLIGHT)))
+    return {name: _figure(chats[name], side.cpu_s() - began[name]) for name, side in sides.items()}
 
 
 def _figure(chats: "Sequence[Chat]", cpu_s: float) -> Figure:
