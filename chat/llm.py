@@ -11,12 +11,12 @@ import json
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from decimal import Decimal
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import httpx2
@@ -48,8 +48,6 @@ from chat.wanted import Wanted, wanted_model
 from flows.checkpoints import clean_text
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 15.0
 """Whoever refuses does so at once; this is for a model that is not there at all. It is long since a process that a
@@ -307,13 +305,12 @@ class Dialogue:
                     arrived = await anext(arriving, None)
                 breaker.worked()
                 reply.ttft_ms = _ms_since(started)
-                patience = _Patience(BETWEEN_TOKENS_TIMEOUT_S, deadline)
-                stack.callback(patience.end)
                 while arrived is not None:
                     if text := _text_of(arrived):
                         reply.pieces.append(text)
                         yield text
-                    arrived = await patience.wait_for(anext(arriving, None))
+                    async with _within(BETWEEN_TOKENS_TIMEOUT_S, deadline):
+                        arrived = await anext(arriving, None)
                 self._take(response.get(), reply)
         except TimeoutError:
             raise failed("llm_timeout", "no token in time") from None
@@ -361,53 +358,6 @@ def _definition(tool: Tool) -> ToolDefinition:
 
 def _within(seconds: float, deadline: float) -> asyncio.Timeout:
     return asyncio.timeout_at(min(asyncio.get_running_loop().time() + seconds, deadline))
-
-
-class _Patience:
-    """Ends each wait of the running task that takes too long, as asyncio.timeout would, with one timer for all of
-    them: one for each token costs as much as it takes to send the token on."""
-
-    def __init__(self, seconds: float, deadline: float) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._loop = asyncio.get_running_loop()
-        self._seconds, self._deadline = seconds, deadline
-        self._due: float | None = None
-        """None: nobody waits"""
-        self._timer: asyncio.TimerHandle | None = None
-        self._over = False
-
-    async def wait_for(self, work: Awaitable[T]) -> T:
-        """What `work` returns. Raises TimeoutError."""
-        self._due = min(self._loop.time() + self._seconds, self._deadline)
-        if self._timer is None:
-            self._timer = self._loop.call_at(self._due, self._look)
-        cancelled_before = self._task.cancelling()
-        try:
-            return await work
-        except asyncio.CancelledError:
-            # somebody else may want its end as well
-            if self._over and self._task.uncancel() <= cancelled_before:
-                raise TimeoutError from None
-            raise
-        finally:
-            self._due = None
-
-    def _look(self) -> None:
-        self._timer = None
-        if self._due is None:
-            return
-        if self._loop.time() < self._due:
-            # another wait than the one it was set for
-            self._timer = self._loop.call_at(self._due, self._look)
-        else:
-            self._over = True
-            self._task.cancel()
-
-    def end(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
 
 
 def _ms_since(started: float) -> float:

@@ -1,6 +1,5 @@
 """Which model answers, when it is not even asked, what it costs."""
 
-import asyncio
 import time
 from decimal import Decimal
 from types import SimpleNamespace
@@ -188,27 +187,3 @@ def test_tokens_nobody_told_are_unknown_and_not_zero() -> None:
     reply = llm.Reply()
     llm._measure(SimpleNamespace(usage=RequestUsage(), get=None), reply)  # type: ignore[arg-type]
     assert (reply.input_tokens, reply.output_tokens, reply.cost_usd) == (None, None, None)
-
-
-async def test_patience_counts_the_waiting_and_not_what_happens_between() -> None:
-    patience = llm._Patience(1.0, asyncio.get_running_loop().time() + 60)
-    for _ in range(4):
-        await patience.wait_for(asyncio.sleep(0.01))
-        await asyncio.sleep(0.4)
-    with pytest.raises(TimeoutError):
-        await patience.wait_for(asyncio.sleep(60))
-    task = asyncio.current_task()
-    assert task is not None
-    assert task.cancelling() == 0, "whoever caught it may go on"
-    patience.end()
-
-
-async def test_who_is_cancelled_while_he_waits_is_cancelled() -> None:
-    async def wait() -> None:
-        await llm._Patience(60.0, asyncio.get_running_loop().time() + 60).wait_for(asyncio.sleep(60))
-
-    waiting = asyncio.create_task(wait())
-    await asyncio.sleep(0)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
