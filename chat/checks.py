@@ -1,8 +1,7 @@
 """The checks before a turn: who are you, is the body good, whose session, blocked, within limits.
 
-`read_question` needs no database. `admit` is all the rest in one visit to it, on one connection:
-one query for a token (two for a browser session), one statement that judges and reserves, and one
-for the memory of a session that goes on.
+`read_question` needs no database. `admit` is all the rest, in one trip to it (chat.usage.admit); a
+browser session that this process has not seen before costs two queries more.
 """
 
 import json
@@ -18,12 +17,21 @@ from rest_framework import serializers
 from rest_framework.fields import empty
 
 from chat import usage
+from chat.demonstration import DOMAIN, is_demonstration
 from chat.history import Exchange, memory
 from chat.llm import WORDS, ChatModel, Models, ModelUnavailable
-from chat.models import Conversation
-from flows.models import Turn
-from omni2.accounts.authenticate import CSRF_FAILED, NOT_AUTHENTICATED, Identity, authenticate_scope, passes_csrf
+from omni2.accounts.authenticate import (
+    CSRF_FAILED,
+    NOT_AUTHENTICATED,
+    REFUSALS,
+    Identity,
+    authenticate_scope,
+    has_authorization,
+    passes_csrf,
+)
+from omni2.accounts.credentials import Credential, browsers, token_of
 
+DEMONSTRATION_USERS = "%@" + DOMAIN
 BODY_BYTES = 1024 * 1024
 BLOCKED_WORDS = "You have been blocked from this chat."
 LIMIT_WORDS = {
@@ -140,8 +148,7 @@ def too_large() -> Refused:
 class Admission:
     """What the checks found. Either `refusal` says why not, or the turn is let in and reserved.
 
-    `authenticated_ms` and `judged_ms`: how long the database took to say who it is, and to judge (one
-    statement for block and usage; None: it was not asked).
+    `took_ms`: how long the database took to say who it is, and to judge. One statement does all of it.
     """
 
     identity: Identity
@@ -151,8 +158,7 @@ class Admission:
     refusal: Refused | None
     model: ChatModel | None = None
     memory: list[Exchange] = field(default_factory=list)
-    authenticated_ms: float = 0.0
-    judged_ms: float | None = None
+    took_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,24 +174,106 @@ class Request:
 
 
 def admit(request: Request) -> Admission:
-    """Check one request and, when all is well, reserve its turn. Two to four queries.
+    """Check one request and, when all is well, reserve its turn. One trip to the database for a token, and for a
+    browser session that is known here; three for one that is not.
 
     Raises Refused for what makes no turn: nobody we know (401), no CSRF token (403), a bad body
     (400, 413), somebody else's session (404).
     """
+    question, scope = request.question, request.scope
     asked = time.monotonic()
+    if isinstance(question, Refused) or not (has_authorization(scope) or passes_csrf(scope)):
+        raise _not_even_judged(request)
+    return replace(_judge(request, question), took_ms=ms_since(asked))
+
+
+def _not_even_judged(request: Request) -> Refused:
+    """Why a request with a bad body or without its CSRF token is refused: who asks goes first. Two queries at most.
+
+    Whoever holds an expired or revoked token learns nothing about bodies; a user who is inactive is known, and
+    goes the usual order."""
     identity = authenticate_scope(request.scope)
-    took_ms = ms_since(asked)
-    user, refusal = identity.user, identity.refusal
-    if user is None:
-        raise Refused.because(*(refusal or NOT_AUTHENTICATED))
+    if identity.user is None:
+        return Refused.because(*(identity.refusal or NOT_AUTHENTICATED))
     if identity.method == "session" and not passes_csrf(request.scope):
-        raise Refused.because(*CSRF_FAILED)
-    if refusal is not None:
-        return replace(_not_let_in(request, identity, Refused.because(*refusal)), authenticated_ms=took_ms)
-    if isinstance(request.question, Refused):
-        raise request.question
-    return replace(_judge(request, request.question, identity), authenticated_ms=took_ms)
+        return Refused.because(*CSRF_FAILED)
+    if identity.refusal is not None and identity.problem != "inactive":
+        return Refused.because(*identity.refusal)
+    assert isinstance(request.question, Refused)
+    return request.question
+
+
+@dataclass(frozen=True, slots=True)
+class _Answering:
+    """Which model will answer, or the refusal when it is known without asking that none will."""
+
+    model: ChatModel | None
+    refusal: Refused | None
+
+    @classmethod
+    def of(cls, models: Models, user_id: str) -> "_Answering":
+        try:
+            return cls(models.answering(user_id), None)
+        except ModelUnavailable as away:
+            words = WORDS["llm_unavailable"]
+            return cls(None, Refused.because(503, "llm_unavailable", words, retry_after_s=away.retry_after_s))
+
+
+def _judge(request: Request, question: Question) -> Admission:
+    session_id = question.session_id or request.new_session_id
+    answering = _Answering.of(request.models, "")
+    said = _ask(request, question, reserve=answering.model is not None, but_not=DEMONSTRATION_USERS)
+    identity, verdict, user = said.identity, said.verdict, said.identity.user
+    assert user is not None
+    user_id = user.user_id
+    if verdict is None:
+        assert identity.refusal is not None
+        # who holds an expired or revoked token learns nothing about sessions
+        if said.is_foreign and identity.problem == "inactive":
+            raise _no_such_session()
+        session_id = request.new_session_id if said.is_foreign else session_id
+        return Admission(identity, user_id, session_id, None, Refused.because(*identity.refusal))
+    if verdict.word == "not_now" and is_demonstration(user_id):
+        # another model answers him: only now it is known that it is asked for
+        answering = _Answering.of(request.models, user_id)
+        said = _ask(request, question, reserve=answering.model is not None)
+        verdict = said.verdict or verdict
+    if verdict.word == "not_his_session":
+        raise _no_such_session()
+    if answering.model is None or not verdict.admitted:
+        return Admission(identity, user_id, session_id, verdict, _refusal_of(verdict) or answering.refusal)
+    earlier = memory(said.earlier, characters=answering.model.memory_characters)
+    return Admission(identity, user_id, session_id, verdict, None, answering.model, earlier)
+
+
+def _ask(request: Request, question: Question, **reserving: Any) -> usage.Admitted:
+    """Have PostgreSQL say who it is, judge, and reserve. Raises Refused (401)."""
+
+    def admitted(credential: Credential | None) -> usage.Admitted | None:
+        if credential is None:
+            return None
+        return usage.admit(
+            credential,
+            session_id=question.session_id or request.new_session_id,
+            continued=question.session_id is not None,
+            turn_id=request.turn_id,
+            process_id=request.process_id,
+            message=question.message,
+            **reserving,
+        )
+
+    if has_authorization(request.scope):
+        said = admitted(token_of(request.scope))
+        if said is None:
+            raise Refused.because(*REFUSALS["unknown"])
+        return said
+    # twice: what is remembered of a session may have changed since
+    for _ in range(2):
+        session = browsers.find(request.scope)
+        if (said := admitted(session)) is not None:
+            return said
+        browsers.forget(session)
+    raise not_signed_in()
 
 
 def ms_since(started: float) -> float:
@@ -193,73 +281,8 @@ def ms_since(started: float) -> float:
     return round((time.monotonic() - started) * 1000, 3)
 
 
-def _not_let_in(request: Request, identity: Identity, refusal: Refused) -> Admission:
-    """A credential that names somebody and is no good any more: a turn that says so.
-
-    Whoever holds an expired or revoked token learns nothing about bodies and sessions; a user who
-    is inactive is known, and goes the usual order.
-    """
-    assert identity.user is not None
-    question, user_id = request.question, identity.user.user_id
-    if isinstance(question, Refused):
-        raise question if identity.problem == "inactive" else refusal
-    session_id = question.session_id or request.new_session_id
-    if question.session_id and not _may_use(user_id, question.session_id):
-        if identity.problem == "inactive":
-            raise _no_such_session()
-        session_id = request.new_session_id
-    return Admission(identity, user_id, session_id, None, refusal)
-
-
-def _may_use(user_id: str, session_id: str) -> bool:
-    """Is this session not another user's? Two queries at most."""
-    return not (
-        Conversation.objects.filter(session_id=session_id).exclude(user__email=user_id).exists()
-        or Turn.objects.filter(session_id=session_id).exclude(user_id=user_id).exists()
-    )
-
-
 def _no_such_session() -> Refused:
     return Refused.because(404, "not_found", "There is no such session.")
-
-
-def _judge(request: Request, question: Question, identity: Identity) -> Admission:
-    user = identity.user
-    assert user is not None
-    session_id = question.session_id or request.new_session_id
-    model, no_model = _model_for(request.models, user.user_id)
-    asked = time.monotonic()
-    verdict = usage.admit(
-        user_pk=user.pk,
-        user_id=user.user_id,
-        session_id=session_id,
-        continued=question.session_id is not None,
-        turn_id=request.turn_id,
-        process_id=request.process_id,
-        message=question.message,
-        reserve=model is not None,
-    )
-    judged_ms = ms_since(asked)
-    if verdict.word == "not_his_session":
-        raise _no_such_session()
-    if model is None or not verdict.admitted:
-        refusal = _refusal_of(verdict) or no_model
-        return Admission(identity, user.user_id, session_id, verdict, refusal, judged_ms=judged_ms)
-    earlier = (
-        memory(session_id, before_turn=request.turn_id, characters=model.memory_characters)
-        if question.session_id
-        else []
-    )
-    return Admission(identity, user.user_id, session_id, verdict, None, model, earlier, judged_ms=judged_ms)
-
-
-def _model_for(models: Models, user_id: str) -> tuple[ChatModel | None, Refused | None]:
-    """The model that will answer, or the refusal when it is known without asking that none will."""
-    try:
-        return models.answering(user_id), None
-    except ModelUnavailable as away:
-        words = WORDS["llm_unavailable"]
-        return None, Refused.because(503, "llm_unavailable", words, retry_after_s=away.retry_after_s)
 
 
 def _refusal_of(verdict: usage.Verdict) -> Refused | None:

@@ -49,7 +49,9 @@ from flows.checkpoints import clean_text
 
 logger = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 15.0
+"""Whoever refuses does so at once; this is for a model that is not there at all. It is long since a process that a
+thousand ask at once may itself be what keeps the connection waiting."""
 FIRST_TOKEN_TIMEOUT_S = 90.0
 BETWEEN_TOKENS_TIMEOUT_S = 60.0
 NOT_CONFIGURED_RETRY_S = 30

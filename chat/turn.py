@@ -70,7 +70,8 @@ def open_turn(admission: Admission, question: Question, turn_id: str) -> tuple[T
     stand; a refused turn is ended as well."""
     identity, verdict = admission.identity, admission.verdict
     turn = tracker.begin(user_id=admission.user_id, session_id=admission.session_id, turn_id=turn_id)
-    took_ms = admission.authenticated_ms
+    # one statement says who it is and judges all: each check took as long as it
+    took_ms = admission.took_ms
     facts: dict[str, Any] = {"method": identity.method, "process": tracker.process_id, "duration_ms": took_ms}
     if identity.token_name:
         facts["token"] = identity.token_name
@@ -80,10 +81,9 @@ def open_turn(admission: Admission, question: Question, turn_id: str) -> tuple[T
         check = turn.record("auth_check", None, status="failed", reason=identity.problem, **facts)
     else:
         check = turn.record("auth_check", None, status="passed", **facts)
-        # one statement judges both: each took as long as it
-        check = turn.record("block_check", check, **block_facts(verdict), duration_ms=admission.judged_ms)
+        check = turn.record("block_check", check, **block_facts(verdict), duration_ms=took_ms)
         if verdict.word != "blocked":
-            check = turn.record("usage_check", check, **usage_facts(verdict), duration_ms=admission.judged_ms)
+            check = turn.record("usage_check", check, **usage_facts(verdict), duration_ms=took_ms)
     if admission.refusal is not None:
         if verdict is not None and verdict.word == "not_now":
             turn.record("error", check, code=admission.refusal.code, message=admission.refusal.body["detail"])

@@ -1,22 +1,26 @@
 """What users may use and have used: the statement that lets a turn in, and those that charge it.
 
-`admit` is the check itself: it judges and reserves in one trip to PostgreSQL, so that any number
-of requests at once, on any number of processes, cannot pass a limit. Everything here is
-synchronous and short; async code comes through `omni2.database.in_database`.
+`admit` is the check itself: it finds out who asks, judges and reserves in one trip to PostgreSQL, so
+that any number of requests at once, on any number of processes, cannot pass a limit. Everything here
+is synchronous and short; async code comes through `omni2.database.in_database`.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from django.conf import settings
 from django.db import connection
 from django.db.backends.utils import CursorWrapper
 
+from chat.history import EARLIER, Said
 from chat.models import TITLE_CHARACTERS
 from monitoring.config import usage_limits
+from omni2.accounts.authenticate import Identity
+from omni2.accounts.credentials import IDENTITY, NOTED, Credential
 
 # A turn ends by itself long before this (chat.turn bounds it). A slot that is older was left by a
 # process that died or lost PostgreSQL at the end, and does not count as running any more.
@@ -59,6 +63,18 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Admitted:
+    """What the admitting statement found: who asks, and how he was judged (None: he may not even ask)."""
+
+    identity: Identity
+    verdict: Verdict | None
+    is_foreign: bool
+    """the session he named is another user's"""
+    earlier: list[Said] = field(default_factory=list)
+    """of a session that goes on: what was said in it, the newest first"""
+
+
+@dataclass(frozen=True, slots=True)
 class Totals:
     """What a turn has used so far."""
 
@@ -67,8 +83,8 @@ class Totals:
     cost_usd: Decimal = Decimal(0)
 
 
-# What is asked of every statement here: the day by PostgreSQL's clock in the configured zone, the
-# user's limits (his own, else the default; NULL is none), and what he used of them.
+# What is asked of every statement here of a `person`: the day by PostgreSQL's clock in the configured zone,
+# the user's limits (his own, else the default; NULL is none), and what he used of them.
 _FACTS = """
 clock AS (
     SELECT today.day, (today.day + 1)::timestamp AT TIME ZONE %(zone)s AS resets_at
@@ -84,7 +100,7 @@ allowed AS (
              ELSE COALESCE(own.cost_usd_per_day, %(cost_usd_per_day)s) END::numeric AS cost_usd_per_day,
         CASE WHEN own.turns_unlimited THEN NULL
              ELSE COALESCE(own.turns_at_once, %(turns_at_once)s) END::bigint AS turns_at_once
-    FROM (SELECT 1) AS always LEFT JOIN user_limits AS own ON own.user_id = %(user)s
+    FROM person LEFT JOIN user_limits AS own ON own.user_id = person.id
 ),
 used AS (
     SELECT
@@ -92,9 +108,9 @@ used AS (
         COALESCE(today.input_tokens + today.output_tokens, 0) AS tokens_per_day,
         COALESCE(today.cost_usd, 0) AS cost_usd_per_day,
         (SELECT count(*) FROM turn_usage
-         WHERE user_id = %(user)s AND ended_at IS NULL
+         WHERE user_id = person.id AND ended_at IS NULL
            AND started_at > now() - make_interval(secs => %(slot_lifetime_s)s)) AS turns_at_once
-    FROM clock LEFT JOIN daily_usage AS today ON today.user_id = %(user)s AND today.day = clock.day
+    FROM person CROSS JOIN clock LEFT JOIN daily_usage AS today ON today.user_id = person.id AND today.day = clock.day
 )"""
 
 _NUMBERS = """
@@ -107,50 +123,59 @@ _NUMBERS = """
 # Two statements in one trip, and so in one transaction. The locks come first and by themselves: the
 # second statement then sees what the user's other requests have committed while it waited. Always
 # the user's before the session's, so that two requests cannot wait for each other.
-_ADMIT = f"""
-SELECT pg_advisory_xact_lock(hashtextextended('omni2 usage of ' || %(user)s::text, 0)),
-       pg_advisory_xact_lock(hashtextextended('omni2 session ' || %(session)s, 0));
-WITH {_FACTS},
-block AS (SELECT message, reason FROM user_blocks WHERE user_id = %(user)s),
+_ADMIT = """
+SELECT pg_advisory_xact_lock(hashtextextended('omni2 usage of ' || person.id::text, 0)),
+       pg_advisory_xact_lock(hashtextextended('omni2 session ' || %(session)s, 0))
+FROM ({person}) AS person WHERE person.problem IS NULL;
+WITH person AS ({person}), {noted}, {facts},
+session AS (
+    SELECT %(continued)s AND (
+        EXISTS (SELECT FROM conversations WHERE session_id = %(session)s::uuid AND user_id <> person.id)
+        -- a refused turn makes no conversation, but its session is its user's all the same
+        OR EXISTS (SELECT FROM turns WHERE session_id = %(session)s AND user_id <> person.email)
+    ) AS is_foreign FROM person
+),
+block AS (SELECT message, reason FROM user_blocks JOIN person ON person.id = user_blocks.user_id),
 verdict AS (
     SELECT CASE
-        WHEN %(continued)s AND (
-            EXISTS (SELECT FROM conversations WHERE session_id = %(session)s::uuid AND user_id <> %(user)s)
-            -- a refused turn makes no conversation, but its session is its user's all the same
-            OR EXISTS (SELECT FROM turns WHERE session_id = %(session)s AND user_id <> %(email)s)
-        ) THEN 'not_his_session'
+        WHEN person.problem IS NOT NULL THEN 'nobody'
+        WHEN session.is_foreign THEN 'not_his_session'
         WHEN EXISTS (SELECT FROM block) THEN 'blocked'
         WHEN used.requests_per_day >= allowed.requests_per_day THEN 'requests_per_day'
         WHEN used.tokens_per_day >= allowed.tokens_per_day THEN 'tokens_per_day'
         WHEN used.cost_usd_per_day >= allowed.cost_usd_per_day THEN 'cost_usd_per_day'
         WHEN used.turns_at_once >= allowed.turns_at_once THEN 'turns_at_once'
-        WHEN NOT %(reserve)s THEN 'not_now'
+        WHEN NOT %(reserve)s OR person.email LIKE %(but_not)s THEN 'not_now'
         ELSE 'admitted'
     END AS word
-    FROM used, allowed
+    FROM person, session, used, allowed
 ),
 counted AS (
     INSERT INTO daily_usage (user_id, day, requests, input_tokens, output_tokens, cost_usd)
-    SELECT %(user)s, clock.day, 1, 0, 0, 0 FROM clock, verdict WHERE word = 'admitted'
+    SELECT person.id, clock.day, 1, 0, 0, 0 FROM person, clock, verdict WHERE word = 'admitted'
     ON CONFLICT (user_id, day) DO UPDATE SET requests = daily_usage.requests + 1
 ),
 slot AS (
     INSERT INTO turn_usage (turn_id, user_id, session_id, day, process_id)
-    SELECT %(turn)s::uuid, %(user)s, %(session)s::uuid, clock.day, %(process)s::uuid
-    FROM clock, verdict WHERE word = 'admitted'
+    SELECT %(turn)s::uuid, person.id, %(session)s::uuid, clock.day, %(process)s::uuid
+    FROM person, clock, verdict WHERE word = 'admitted'
 ),
 conversation AS (
     INSERT INTO conversations (session_id, user_id, title)
-    SELECT %(session)s::uuid, %(user)s, %(title)s FROM verdict WHERE word = 'admitted'
+    SELECT %(session)s::uuid, person.id, %(title)s FROM person, verdict WHERE word = 'admitted'
     ON CONFLICT (session_id) DO UPDATE SET updated_at = now()
 ),
 question AS (
     INSERT INTO messages (conversation_id, role, content, turn_id)
     SELECT %(session)s::uuid, 'user', %(message)s, %(turn)s::uuid FROM verdict WHERE word = 'admitted'
 )
-SELECT verdict.word, block.message, block.reason, {_NUMBERS}
-FROM verdict CROSS JOIN used CROSS JOIN allowed CROSS JOIN clock LEFT JOIN block ON true
-"""  # noqa: S608 - made of the constants above
+SELECT {identity}, session.is_foreign,
+    -- the statement does not see its own question
+    CASE WHEN verdict.word = 'admitted' AND %(continued)s THEN ({earlier}) END,
+    verdict.word, block.message, block.reason, {numbers}
+FROM person CROSS JOIN session CROSS JOIN verdict CROSS JOIN used CROSS JOIN allowed CROSS JOIN clock
+LEFT JOIN block ON true
+"""
 
 # Totals, not differences: charging twice what was charged before adds nothing. A turn that was
 # closed (by its end or by the sweep) is not charged any more.
@@ -199,30 +224,31 @@ FROM gone WHERE daily_usage.user_id = gone.user_id AND daily_usage.day = gone.da
 
 
 def admit(
+    credential: Credential,
     *,
-    user_pk: int,
-    user_id: str,
     session_id: str,
     continued: bool,
     turn_id: str,
     process_id: str,
     message: str,
     reserve: bool,
-) -> Verdict:
-    """Judge a request and, when it is let in, reserve it: all in one trip to PostgreSQL.
+    but_not: str = "",
+) -> Admitted | None:
+    """Find out who asks, judge his request and, when it is let in, reserve it and read what was said before: all in
+    one trip to PostgreSQL. None: nobody has that credential.
 
     Let in means: the request is counted, the turn holds one of the user's slots until it is
-    charged as ended, and conversation and question are kept. Otherwise nothing is written.
-    `continued`: the client named the session itself, so it has to be his. `reserve` false: judge
-    only, and answer `not_now` where it would have been let in.
+    charged as ended, and conversation and question are kept. Otherwise nothing is written, but that a token was used.
+    `continued`: the client named the session itself, so it has to be his. `reserve` false, or a user_id
+    like `but_not`: judge only, and answer `not_now` where it would have been let in.
     """
     with connection.cursor() as cursor:
         # Works because Django binds parameters on the client, so several statements make one query.
         cursor.execute(
-            _ADMIT,
+            _admitting(credential.person),
             {
-                **_about(user_pk),
-                "email": user_id,
+                **_about_everybody(),
+                **credential.parameters,
                 "session": session_id,
                 "continued": continued,
                 "turn": turn_id,
@@ -230,18 +256,30 @@ def admit(
                 "message": message,
                 "title": " ".join(message[: TITLE_CHARACTERS * 2].split())[:TITLE_CHARACTERS],
                 "reserve": reserve,
+                "but_not": but_not,
             },
         )
         cursor.nextset()
-        word, block_message, block_reason, *numbers = cursor.fetchone()
+        row = cursor.fetchone()
+    if row is None:
+        return None
+    who, (is_foreign, earlier, word, block_message, block_reason, *numbers) = row[:6], row[6:]
+    identity = credential.identity(who)
+    if identity.problem is not None:
+        return Admitted(identity, None, is_foreign)
     limits, resets_at, seconds = _read_numbers(numbers)
-    return Verdict(word, limits, resets_at, seconds, block_message or "", block_reason or "")
+    verdict = Verdict(word, limits, resets_at, seconds, block_message or "", block_reason or "")
+    return Admitted(identity, verdict, is_foreign, [Said(*each) for each in earlier or ()])
 
 
-def _about(user_pk: int) -> dict[str, Any]:
+@cache
+def _admitting(person: str) -> str:
+    return _ADMIT.format(person=person, noted=NOTED, facts=_FACTS, identity=IDENTITY, earlier=EARLIER, numbers=_NUMBERS)
+
+
+def _about_everybody() -> dict[str, Any]:
     defaults = usage_limits()
     return {
-        "user": user_pk,
         "zone": settings.USAGE_TZ,
         "slot_lifetime_s": SLOT_LIFETIME_S,
         **{name: getattr(defaults, name) for name in LIMIT_NAMES},
@@ -347,8 +385,9 @@ def usage_today(user_pk: int) -> Verdict:
     """
     with connection.cursor() as cursor:
         cursor.execute(
-            f"WITH {_FACTS} SELECT {_NUMBERS} FROM used CROSS JOIN allowed CROSS JOIN clock",  # noqa: S608
-            _about(user_pk),
+            f"WITH person AS (SELECT %(user)s::bigint AS id), {_FACTS}"  # noqa: S608
+            f" SELECT {_NUMBERS} FROM used CROSS JOIN allowed CROSS JOIN clock",
+            {**_about_everybody(), "user": user_pk},
         )
         limits, resets_at, seconds = _read_numbers(list(cursor.fetchone()))
     return Verdict("not_now", limits, resets_at, seconds)

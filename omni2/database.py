@@ -74,7 +74,12 @@ class Lane:
         options = {name: value for name, value in shared.settings_dict["OPTIONS"].items() if name != "pool"}
         options["options"] = f"{options.get('options', '')} -c statement_timeout={self.STATEMENT_TIMEOUT_S * 1000}"
         options["application_name"] = f"omni2 {self._name}"
-        own: dict[str, Any] = {**shared.settings_dict, "OPTIONS": options, "CONN_MAX_AGE": None}
+        own: dict[str, Any] = {
+            **shared.settings_dict,
+            "OPTIONS": options,
+            "CONN_MAX_AGE": None,
+            "CONN_HEALTH_CHECKS": True,
+        }
         connections[DEFAULT_DB_ALIAS] = shared.__class__(own, DEFAULT_DB_ALIAS)
 
     @staticmethod

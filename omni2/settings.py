@@ -109,15 +109,15 @@ def database_from_url(url: str) -> dict[str, Any]:
         "timeout": 5,
     }
     return {
-        "ENGINE": "django.db.backends.postgresql",
+        "ENGINE": "omni2.postgres",
         "NAME": parts.get("dbname", "omni2"),
         "USER": parts.get("user", ""),
         "PASSWORD": parts.get("password", ""),
         "HOST": parts.get("host", ""),
         "PORT": str(parts.get("port", "")),
         "CONN_MAX_AGE": 0,
-        # a restarted PostgreSQL leaves dead connections in the pool: each is tried before it is lent
-        "CONN_HEALTH_CHECKS": True,
+        # each is looked at before it is lent, without a round trip: omni2.postgres
+        "CONN_HEALTH_CHECKS": False,
         "OPTIONS": options,
         # a pooler in transaction mode may read on from a cursor on another connection; nothing we read is long
         "DISABLE_SERVER_SIDE_CURSORS": True,

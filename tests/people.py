@@ -105,6 +105,13 @@ def issue_token(user: Any, *, name: str = "test", days: float = 90) -> str:
     return _in_a_thread(issue)
 
 
+def credential_of(user: Any) -> Any:
+    """A new token of this user as the ask routes read it from a request."""
+    from omni2.accounts.credentials import token_of
+
+    return token_of({"headers": [(b"authorization", b"Bearer " + issue_token(user).encode())]})
+
+
 def _in_a_thread(work: Callable[[], str]) -> str:
     from django.db import connections
 

@@ -189,11 +189,16 @@ class Running:
 
     # --- parts ----------------------------------------------------------------------------------
 
-    def start_web(self, **more: str) -> Process:
-        """One more web process; its address is the last of `urls`. Not waited for: see `wait_until_ready`."""
+    def start_web(self, *, application: str = "", **more: str) -> Process:
+        """One more web process; its address is the last of `urls`. Not waited for: see `wait_until_ready`.
+
+        `application`: another ASGI application than the product's, as `module:name`."""
         port = free_port()
         make = commands.web_on_uvicorn if os.environ.get("OMNI2_TEST_SERVER") == "uvicorn" else commands.web
-        process = self._start(f"web-{len(self.web) + 1}", commands.with_python(make("127.0.0.1", port)), more)
+        words = commands.with_python(make("127.0.0.1", port))
+        if application:
+            words[-1] = application
+        process = self._start(f"web-{len(self.web) + 1}", words, more)
         self.web.append(process)
         self.urls.append(f"http://127.0.0.1:{port}")
         return process

@@ -3,11 +3,12 @@ leave at any moment."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from django.test import Client as Browser
 
 from chat import doors, endpoint
 from chat.checks import RefusalFlood
@@ -15,6 +16,7 @@ from flows import flusher, log
 from flows.redis import get_redis, sync_client
 from flows.tracker import tracker
 from monitoring import config
+from tests.people import PASSWORD
 
 
 @dataclass
@@ -202,6 +204,21 @@ def client_of(token_of: Any) -> Callable[[Any], Client]:
 
 
 @pytest.fixture
+def browser_of() -> Any:
+    """A signed-in browser's cookies, and its CSRF token."""
+
+    def sign_in(user: Any) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        browser = Browser()
+        assert browser.login(email=user.email, password=PASSWORD)
+        token = "a" * 32
+        browser.cookies["csrftoken"] = token
+        cookies = "; ".join(f"{name}={each.value}" for name, each in browser.cookies.items())
+        return [(b"cookie", cookies.encode())], token.encode()
+
+    return sign_in
+
+
+@pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """limits(requests_per_day=5): the defaults in force for all users."""
 
@@ -264,28 +281,3 @@ def tree_of() -> Callable[..., Any]:
         return Tree([each for each in found if each["turn_id"] == turn_id])
 
     return read
-
-
-@pytest.fixture
-def count_queries() -> Callable[..., Any]:
-    """`with count_queries() as queries`: every statement of every thread's connection."""
-    from contextlib import contextmanager
-
-    from django.db.backends.utils import CursorWrapper
-
-    @contextmanager
-    def counting() -> Iterator[list[str]]:
-        seen: list[str] = []
-        real = CursorWrapper.execute
-
-        def execute(self: Any, sql: str, params: Any = None) -> Any:
-            seen.append(" ".join(sql.split())[:80])
-            return real(self, sql, params)
-
-        CursorWrapper.execute = execute  # type: ignore[method-assign]
-        try:
-            yield seen
-        finally:
-            CursorWrapper.execute = real  # type: ignore[method-assign]
-
-    return counting

@@ -207,21 +207,6 @@ async def test_the_seeds_body_is_json_whatever_its_type_says(bob: Any, client_of
         assert call.status == 200, kind
 
 
-async def test_a_turn_costs_three_visits_and_no_more(bob: Any, client_of: Any, count_queries: Any) -> None:
-    client = client_of(bob)
-    first = await client.stream("Hello")  # notes the token's first use
-    with count_queries() as queries:
-        await client.stream("Hello")
-    # whose token, the admitting statement, the charge
-    assert len(queries) == 3, queries
-    with count_queries() as queries:
-        await client.stream("Hello again", session_id=first.last.data["session_id"])
-    assert len(queries) == 4, queries  # and the memory
-    with count_queries() as queries:
-        await client.stream("How much is 3 * 4 ?")
-    assert len(queries) == 4, queries  # and the charge of the first of two rounds
-
-
 def connections_in_use() -> int:
     from django.db import connection
 

@@ -4,12 +4,21 @@ import uuid
 from typing import Any
 
 import pytest
+from django.db import connection
 
-from chat.history import Exchange, conversations_of, memory
+from chat.history import EARLIER, Exchange, Said, conversations_of
+from chat.history import memory as that_fits
 from chat.models import Conversation, Message
 
 pytestmark = pytest.mark.django_db
-NOW = str(uuid.uuid4())
+
+
+def memory(session_id: str, *, characters: int) -> list[Exchange]:
+    """As a turn in this session is given it."""
+    with connection.cursor() as cursor:
+        cursor.execute(EARLIER, {"session": session_id})
+        (rows,) = cursor.fetchone()
+    return that_fits([Said(*each) for each in rows or ()], characters=characters)
 
 
 @pytest.fixture
@@ -30,41 +39,33 @@ def turn_ids(count: int) -> list[str]:
     return [str(uuid.uuid4()) for _ in range(count)]
 
 
-def test_it_remembers_whole_turns_oldest_first(session: str, django_assert_num_queries: Any) -> None:
+def test_it_remembers_whole_turns_oldest_first(session: str) -> None:
     a, b = turn_ids(2)
     say(session, (a, "one", "eins"))
     say(session, (b, "two", "zwei"))
-    with django_assert_num_queries(1):
-        assert memory(session, before_turn=NOW, characters=1000) == [Exchange("one", "eins"), Exchange("two", "zwei")]
+    assert memory(session, characters=1000) == [Exchange("one", "eins"), Exchange("two", "zwei")]
 
 
 def test_the_oldest_go_first_when_the_budget_is_small(session: str) -> None:
     a, b, c = turn_ids(3)
     for turn, word in ((a, "a"), (b, "b"), (c, "c")):
         say(session, (turn, word * 5, word * 5))
-    assert [each.question for each in memory(session, before_turn=NOW, characters=20)] == ["bbbbb", "ccccc"]
-    assert [each.question for each in memory(session, before_turn=NOW, characters=19)] == ["ccccc"]
-    assert memory(session, before_turn=NOW, characters=9) == []
+    assert [each.question for each in memory(session, characters=20)] == ["bbbbb", "ccccc"]
+    assert [each.question for each in memory(session, characters=19)] == ["ccccc"]
+    assert memory(session, characters=9) == []
 
 
 def test_a_turn_without_an_answer_is_no_help(session: str) -> None:
     a, b = turn_ids(2)
     say(session, (a, "one", None))
     say(session, (b, "two", "zwei"))
-    assert memory(session, before_turn=NOW, characters=1000) == [Exchange("two", "zwei")]
-
-
-def test_the_question_that_is_being_asked_is_not_its_own_memory(session: str) -> None:
-    a, now = turn_ids(2)
-    say(session, (a, "one", "eins"))
-    say(session, (now, "two", None))
-    assert memory(session, before_turn=now, characters=1000) == [Exchange("one", "eins")]
+    assert memory(session, characters=1000) == [Exchange("two", "zwei")]
 
 
 def test_turns_at_once_keep_their_own_answers(session: str) -> None:
     a, b = turn_ids(2)
     say(session, (a, "one", "eins"), (b, "two", "zwei"))
-    assert memory(session, before_turn=NOW, characters=1000) == [Exchange("one", "eins"), Exchange("two", "zwei")]
+    assert memory(session, characters=1000) == [Exchange("one", "eins"), Exchange("two", "zwei")]
 
 
 def test_conversations_are_ones_own_the_newest_first(bob: Any, charlie: Any, session: str) -> None:

@@ -13,7 +13,7 @@ from chat.models import Conversation, DailyUsage, TurnUsage, UserBlock, UserLimi
 from chat.tests.conftest import Call, Client
 from omni2.accounts.models import ApiToken
 from omni2.database import in_database
-from tests.people import PASSWORD, issue_token
+from tests.people import issue_token
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("chatting")]
 
@@ -116,23 +116,6 @@ async def test_an_inactive_user_is_told_so(path: str, bob: Any, client_of: Any, 
     assert tree.all[0]["session_id"] == call.json["session_id"]
     await nothing_happened(llm)
     assert (await ask(client, body=b"[]")).status == 400
-
-
-@pytest.fixture
-def browser_of() -> Any:
-    """A signed-in browser's cookies, and its CSRF token."""
-
-    def sign_in(user: Any) -> tuple[list[tuple[bytes, bytes]], bytes]:
-        from django.test import Client as Browser
-
-        browser = Browser()
-        assert browser.login(email=user.email, password=PASSWORD)
-        token = "a" * 32
-        browser.cookies["csrftoken"] = token
-        cookies = "; ".join(f"{name}={each.value}" for name, each in browser.cookies.items())
-        return [(b"cookie", cookies.encode())], token.encode()
-
-    return sign_in
 
 
 @BOTH

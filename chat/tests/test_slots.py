@@ -14,6 +14,7 @@ from flows.counts import hour_of
 from flows.models import ServingProcess, Turn
 from flows.store import store
 from flows.tests.test_persister import document
+from tests.people import credential_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -26,9 +27,8 @@ def process() -> str:
 
 def let_in(bob: Any, process_id: str) -> str:
     turn_id = uuid7(next_moment_us())
-    verdict = admit(
-        user_pk=bob.pk,
-        user_id=bob.user_id,
+    said = admit(
+        credential_of(bob),
         session_id=str(uuid.uuid4()),
         continued=False,
         turn_id=turn_id,
@@ -36,7 +36,9 @@ def let_in(bob: Any, process_id: str) -> str:
         message="hi",
         reserve=True,
     )
-    assert verdict.admitted
+    assert said is not None
+    assert said.verdict is not None
+    assert said.verdict.admitted
     return turn_id
 
 

@@ -14,15 +14,15 @@ from django.utils import timezone
 from chat.models import Conversation, DailyUsage, Message, TurnUsage
 from chat.usage import Totals, Verdict, admit, charge, left_unsettled, settle_abandoned, usage_today, withdraw
 from flows.models import ServingProcess, Turn
+from tests.people import credential_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def let_in(user: Any, *, reserve: bool = True, session_id: str = "") -> tuple[str, Verdict]:
     turn_id = str(uuid.uuid4())
-    verdict = admit(
-        user_pk=user.pk,
-        user_id=user.user_id,
+    said = admit(
+        credential_of(user),
         session_id=session_id or str(uuid.uuid4()),
         continued=bool(session_id),
         turn_id=turn_id,
@@ -30,7 +30,9 @@ def let_in(user: Any, *, reserve: bool = True, session_id: str = "") -> tuple[st
         message="Hello",
         reserve=reserve,
     )
-    return turn_id, verdict
+    assert said is not None
+    assert said.verdict is not None
+    return turn_id, said.verdict
 
 
 def test_it_finds_the_slots_of_dead_processes_that_no_turn_will_close(bob: Any, limits: Any) -> None:
@@ -196,8 +198,7 @@ def test_one_can_look_at_ones_usage(bob: Any, limits: Any, django_assert_num_que
 
 def test_the_title_is_the_beginning_on_one_line(bob: Any, limits: Any) -> None:
     admit(
-        user_pk=bob.pk,
-        user_id=bob.user_id,
+        credential_of(bob),
         session_id=str(uuid.uuid4()),
         continued=False,
         turn_id=str(uuid.uuid4()),

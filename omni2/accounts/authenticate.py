@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from importlib import import_module
 from io import BytesIO
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +25,7 @@ from rest_framework.exceptions import AuthenticationFailed, PermissionDenied
 from rest_framework.request import Request
 
 from omni2.accounts.models import ApiToken, User
+from omni2.accounts.sessions import SessionStore
 
 Problem = Literal["unknown", "inactive", "expired", "revoked"]
 Method = Literal["token", "session"]
@@ -131,10 +131,13 @@ def _problem(state: str, user: User) -> Problem | None:
 
 def authenticate_header(value: str) -> Identity:
     """The same for the whole value of an Authorization header; anything but Bearer is unknown."""
+    return authenticate_token(bearer_token(value))
+
+
+def bearer_token(value: str) -> str:
+    """The token in the value of an Authorization header, "" in that of any other scheme."""
     scheme, _, token = value.strip(" \t").partition(" ")
-    if scheme.lower() != "bearer":
-        return UNKNOWN_TOKEN
-    return authenticate_token(token.strip(" "))
+    return token.strip(" ") if scheme.lower() == "bearer" else ""
 
 
 def authenticate_session(session: SessionBase) -> Identity:
@@ -168,20 +171,26 @@ def authenticate_scope(scope: Mapping[str, Any]) -> Identity:
     The Authorization header if there is one, else the session cookie. CSRF (`passes_csrf`) and
     Origin are the caller's to check when `method` is "session".
     """
-    values = _header(scope, b"authorization")
+    values = header(scope, b"authorization")
     if values:
         return authenticate_header(values[0]) if len(values) == 1 else UNKNOWN_TOKEN
-    cookies = parse_cookie("; ".join(_header(scope, b"cookie")))
-    return authenticate_session(_open_session(cookies.get(settings.SESSION_COOKIE_NAME)))
+    cookies = parse_cookie("; ".join(header(scope, b"cookie")))
+    return authenticate_session(open_session(cookies.get(settings.SESSION_COOKIE_NAME)))
 
 
-def _header(scope: Mapping[str, Any], name: bytes) -> list[str]:
+def has_authorization(scope: Mapping[str, Any]) -> bool:
+    """Does this request have an Authorization header, whatever is in it?"""
+    return any(name.lower() == b"authorization" for name, _ in scope["headers"])
+
+
+def header(scope: Mapping[str, Any], name: bytes) -> list[str]:
+    """The values of a header of an ASGI scope, by its lower-case name."""
     return [value.decode("latin-1") for each, value in scope.get("headers", ()) if each.lower() == name]
 
 
-def _open_session(key: str | None) -> SessionBase:
-    store: type[SessionBase] = import_module(settings.SESSION_ENGINE).SessionStore
-    return store(key)
+def open_session(key: str | None) -> SessionStore:
+    """The browser session of that key; nothing is asked yet."""
+    return SessionStore(key)
 
 
 class _CsrfProbe(HttpRequest):

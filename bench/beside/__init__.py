@@ -1,0 +1,1 @@
+"""What the section `endpoint` starts as processes of their own, beside the product."""
