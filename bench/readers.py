@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 SWEEP_S = 0.02
+SWEEPS_OF_SILENCE = 3
 ACK_FRAMES = 100
 """The contract: at least every 100 frames or second."""
 ACK_S = 0.9
@@ -27,7 +28,7 @@ _NUMBER = re.compile(rb'"n":(\d+),"at_ns":(\d+)')
 
 
 class Reader:
-    """One receiving connection. `take` returns the whole messages that have come since."""
+    """One receiving connection."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
@@ -35,11 +36,8 @@ class Reader:
         self.received: list[bytes] = []
 
     def read(self) -> bytes:
-        """What is there now; empty when nothing is. Raises EOFError."""
-        try:
-            chunk = self.socket.recv(CHUNK_BYTES)
-        except BlockingIOError:
-            return b""
+        """What is there now. Raises EOFError."""
+        chunk = self.socket.recv(CHUNK_BYTES)
         if not chunk:
             raise EOFError("the server closed the connection")
         return chunk
@@ -47,6 +45,10 @@ class Reader:
     def heard(self, chunk: bytes, now_s: float) -> None:
         """Keep what has come for the end, and answer what must be answered."""
         self.received.append(chunk)
+
+    def messages(self, chunk: bytes) -> Iterator[bytes]:
+        """The messages that are whole with this."""
+        raise NotImplementedError
 
     def numbers(self) -> list[int]:
         """Of all checkpoints that came, in the order in which they did."""
@@ -108,9 +110,9 @@ class WebSocket(Reader):
         data = b""
         while b"\r\n\r\n" not in data or (self.acknowledges and b'"type":"snapshot"' not in data):
             data += self.read()
-            if data and not data.startswith(b"HTTP/1.1 101"):
+            if not data.startswith(b"HTTP/1.1 101"):
                 raise EOFError(data[:200].decode(errors="replace"))
-        head, _, self.rest = data.partition(b"\r\n\r\n")
+        _, _, self.rest = data.partition(b"\r\n\r\n")
         for _ in self.messages(b""):
             pass
         self.socket.setblocking(False)
@@ -159,6 +161,19 @@ class WebSocket(Reader):
         self.socket.send(struct.pack("!BB4x", first, 0x80 | len(payload)) + payload)
 
 
+class _Poll:
+    """Which of some readers have something to read."""
+
+    def __init__(self, readers: Sequence[Reader]) -> None:
+        self._by_number = {reader.socket.fileno(): reader for reader in readers}
+        self._poll = select.epoll()
+        for number in self._by_number:
+            self._poll.register(number, select.EPOLLIN)
+
+    def ready(self, timeout_s: float) -> list[Reader]:
+        return [self._by_number[number] for number, _ in self._poll.poll(timeout_s, len(self._by_number) or 1)]
+
+
 class Crowd:
     """All connections of one measurement."""
 
@@ -187,46 +202,30 @@ class Crowd:
         # spread over the crowd, since a server serves them one after the other
         step = max(1, len(self.readers) // sampled)
         prompt = self.readers[step // 2 :: step][:sampled]
-        ages, seen = self._follow(prompt, [each for each in self.readers if each not in prompt], expected, timeout_s)
-        problems = [] if not all_of_them else self._problems(expected)
-        return {"ages_ns": ages, "seen": seen, "problems": problems[:5]}
+        others = [each for each in self.readers if each not in prompt]
+        ages = self._follow(prompt, others, expected, timeout_s)
+        return {"ages_ns": ages, "problems": self._problems(expected)[:5] if all_of_them else []}
 
-    def _follow(
-        self, prompt: Sequence[Reader], others: Sequence[Reader], expected: int, timeout_s: float
-    ) -> tuple[list[int], int]:
+    def _follow(self, prompt: Sequence[Reader], others: Sequence[Reader], expected: int, timeout_s: float) -> list[int]:
         ages: list[int] = []
-        by_number = {reader.socket.fileno(): reader for reader in prompt}
-        poll = select.epoll()
-        for number in by_number:
-            poll.register(number, select.EPOLLIN)
-        sizes = {reader: 0 for reader in others}
+        at_once, sometimes = _Poll(prompt), _Poll(others)
         deadline = time.monotonic() + timeout_s
         sweep_at, quiet = time.monotonic(), 0
-        while (now_s := time.monotonic()) < deadline and quiet < 3:
-            for number, _ in poll.poll(max(0.0, sweep_at - now_s)):
-                reader = by_number[number]
+        while (now_s := time.monotonic()) < deadline and quiet < SWEEPS_OF_SILENCE:
+            for reader in at_once.ready(max(0.0, sweep_at - now_s)):
                 chunk = reader.read()
                 now_ns = time.monotonic_ns()
-                if not chunk:
-                    continue
                 reader.heard(chunk, now_s)
-                for message in reader.messages(chunk):  # type: ignore[attr-defined]
-                    if found := _NUMBER.search(message):
-                        ages.append(now_ns - int(found[2]))
+                found = (_NUMBER.search(message) for message in reader.messages(chunk))
+                ages += [now_ns - int(each[2]) for each in found if each]
             if now_s >= sweep_at:
-                heard = [reader for reader in others if self._sweep(reader, sizes, now_s)]
-                # all prompt ones are through, and nobody else has had anything for a while
+                heard = sometimes.ready(0)
+                for reader in heard:
+                    reader.heard(reader.read(), now_s)
+                # the prompt ones are through, and nobody else has had anything for a while
                 quiet = 0 if heard or len(ages) < expected * len(prompt) else quiet + 1
                 sweep_at = now_s + SWEEP_S
-        poll.close()
-        return ages, len(ages)
-
-    @staticmethod
-    def _sweep(reader: Reader, sizes: dict[Reader, int], now_s: float) -> bool:
-        chunk = reader.read()
-        if chunk:
-            reader.heard(chunk, now_s)
-        return bool(chunk)
+        return ages
 
     def _problems(self, expected: int) -> list[str]:
         right = list(range(expected))

@@ -12,7 +12,7 @@ import math
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -28,8 +28,9 @@ from flows.redis import new_connection, was_cancelled
 from flows.status import tracking_status
 from monitoring import messages
 from monitoring.admission import still_allowed
+from monitoring.framing import framed
 from monitoring.messages import START, NotAnEvent, Place
-from monitoring.watcher import TRY_LATER, Frame, Watcher, stream_id
+from monitoring.watcher import TRY_LATER, Batch, Frame, Watcher, stream_id
 from monitoring.watchlist import Change, Period, watchlist
 from omni2.database import in_database
 
@@ -85,6 +86,7 @@ class Feed:
         """place of the last frame given to the watchers, or where we began"""
         self.is_away = not settings.REDIS_ENABLED
         self.last_frame: Frame | None = None
+        self._frames: list[Frame] = []  # to be handed out in a moment
         self._last: Place = START  # of the stream; beyond `tail` only by entries that were repeats
         self._recent: OrderedDict[bytes, Place] = OrderedDict()
         self._waiting: deque[bytes] = deque(maxlen=WAITING_MESSAGES)
@@ -148,12 +150,24 @@ class Feed:
         assert self.epoch is not None
         cursor = log.cursor(self.epoch, stream_id(place))
         text = messages.checkpoint(cursor, document)
-        frame = Frame(place, self.tail, cursor, created_at_of(document), len(document), text)
-        self.tail = place
-        self.last_frame = frame
-        self.counts.frames += 1
+        prev = self._frames[-1].place if self._frames else self.tail
+        if not self._frames:
+            # after what has come together with this one: then a watcher is served once for all of it
+            self.relay.soon(self._hand_out)
+        self._frames.append(Frame(place, prev, cursor, created_at_of(document), len(document), text, framed(text)))
+
+    def _hand_out(self) -> None:
+        """Give the watchers what has come. To be called before anything else is said to them."""
+        if not self._frames:
+            return
+        frames, self._frames = self._frames, []
+        self.last_frame = frames[-1]
+        self.tail = self.last_frame.place
+        self.counts.frames += len(frames)
+        batch = Batch.of(frames)
+        is_live = self.is_ready and watchlist.is_monitored(self.user_id)
         for watcher in self.watchers:
-            watcher.offer(frame)
+            watcher.offer(batch, is_live=is_live)
 
     def _remember(self, flow_id: bytes, place: Place) -> None:
         self._recent[flow_id] = place
@@ -199,6 +213,7 @@ class Feed:
         """Stand at the end of the stream. Watchers whose place is of another epoch start afresh; the
         others see by our place that they are behind, and read on themselves."""
         recent = await log.read_recent(self.user_id, count=RECENT_FLOW_IDS)
+        self._hand_out()
         self.counts.restarts += self.epoch is not None
         self.epoch = position.epoch
         self._last = log.id_order(recent[-1].stream_id if recent else position.tail)
@@ -226,6 +241,7 @@ class Feed:
 
     def lose(self) -> None:
         """Redis is away: what we know of the stream may be old."""
+        self._hand_out()
         self.is_away = True
         for watcher in self.watchers:
             watcher.wake()
@@ -241,6 +257,7 @@ class Feed:
 
     def monitoring_changed(self, change: Change, period: Period | None) -> None:
         """Tell the watchers; a new period begins at the stream's end, as it is when it is read."""
+        self._hand_out()
         if change == "enabled":
             self.epoch = None
             self._waiting.clear()
@@ -336,6 +353,10 @@ class Relay:
         self._tasks.add(task)
         task.add_done_callback(self._part_ended)
         return task
+
+    def soon(self, work: Callable[[], None]) -> None:
+        """Do this as soon as what is being done is done."""
+        self._loop.call_soon(work)
 
     def _part_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -23,6 +23,7 @@ from flows.history import wire_time
 from flows.preroll import Preroll, created_at_of, flow_id_of, stored_preroll
 from monitoring import messages
 from monitoring.admission import Admission
+from monitoring.framing import straight_to
 from monitoring.messages import Place
 from monitoring.watchlist import Change, Period, watchlist
 
@@ -63,7 +64,29 @@ class Frame:
     cursor: str
     created_at: str
     size: int
-    text: str
+    text: bytes
+    framed: bytes
+    """the same, ready for the wire"""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Live frames that came together."""
+
+    frames: Sequence[Frame]
+    size: int
+    earliest: str
+    framed: bytes
+    """all of them, ready for the wire"""
+
+    @classmethod
+    def of(cls, frames: Sequence[Frame]) -> "Batch":
+        return cls(
+            frames,
+            sum(frame.size for frame in frames),
+            min(frame.created_at for frame in frames),
+            frames[0].framed if len(frames) == 1 else b"".join([frame.framed for frame in frames]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +99,10 @@ class Part:
     cursor: str | None
     place: Place | None
 
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.documents))
+
 
 class Credit:
     """What is on its way to the client: at most 500 frames or 4 MiB, until he says that he has drawn them."""
@@ -83,22 +110,26 @@ class Credit:
     __slots__ = ("_bytes", "_sent")
 
     def __init__(self) -> None:
-        self._sent: deque[tuple[str, int]] = deque()
+        self._sent: deque[Frame | Part] = deque()
         self._bytes = 0
 
     @property
     def left(self) -> bool:
         return len(self._sent) < CREDIT_FRAMES and self._bytes < CREDIT_BYTES
 
-    def spend(self, cursor: str, size: int) -> None:
-        self._sent.append((cursor, size))
+    def covers(self, frames: int, size: int) -> bool:
+        """Whether there is enough for all of these."""
+        return len(self._sent) + frames <= CREDIT_FRAMES and self._bytes + size <= CREDIT_BYTES
+
+    def spend(self, sent: "Sequence[Frame | Part]", size: int) -> None:
+        self._sent.extend(sent)
         self._bytes += size
 
     def give_back(self, cursor: str) -> None:
         """All up to and including the last frame with this cursor is drawn; an unknown cursor says nothing."""
-        drawn = next((n for n in range(len(self._sent), 0, -1) if self._sent[n - 1][0] == cursor), 0)
+        drawn = next((n for n in range(len(self._sent), 0, -1) if self._sent[n - 1].cursor == cursor), 0)
         for _ in range(drawn):
-            self._bytes -= self._sent.popleft()[1]
+            self._bytes -= self._sent.popleft().size
 
 
 class Watcher:
@@ -107,8 +138,8 @@ class Watcher:
     __slots__ = (
         "_closing", "_credit", "_epoch", "_generation", "_half_sent", "_known", "_loop", "_on_gone", "_outbox",
         "_part_number", "_parts", "_patience", "_period", "_place", "_reading", "_resuming", "_retry", "_saw_some",
-        "_send_to_client", "_sending_since", "_words", "_writer", "admission", "closed", "feed", "ping_at_s",
-        "since_when",
+        "_send_to_client", "_sending_since", "_straight", "_words", "_writer", "admission", "closed", "feed",
+        "ping_at_s", "since_when",
     )  # fmt: skip
 
     def __init__(
@@ -125,6 +156,7 @@ class Watcher:
         self.since_when = watchlist.now()
         self.ping_at_s = 0.0
         self._send_to_client = send
+        self._straight = straight_to(send)
         self._on_gone = on_gone
         self._loop = asyncio.get_running_loop()
         self._writer: asyncio.Task[None] | None = None
@@ -172,12 +204,34 @@ class Watcher:
         self._words.append(text)
         self.wake()
 
-    def offer(self, frame: Frame) -> None:
-        """The next live frame of the user."""
-        if self._period is not None:
-            self._outbox.append(frame)  # the oldest falls out: then he is behind
-            if self._credit.left:
-                self.wake()
+    def offer(self, batch: Batch, *, is_live: bool) -> None:
+        """The next live frames of the user. Written at once when they are the next he is due and the server
+        takes them without waiting; else the writer sees to them. `is_live`: whether the feed stands in the
+        present and its user is monitored."""
+        if self._period is None:
+            return
+        if is_live and self._straight is not None and self._is_due(batch):
+            self._place = batch.frames[-1].place
+            self._credit.spend(batch.frames, batch.size)
+            self._mind_credit()
+            self._straight(batch.framed)
+            return
+        self._outbox.extend(batch.frames)  # the oldest fall out: then he is behind
+        if self._credit.left:
+            self.wake()
+
+    def _is_due(self, batch: Batch) -> bool:
+        """Whether the writer would find nothing to do but to send all of this."""
+        return (
+            self._place == batch.frames[0].prev
+            and self._epoch == self.feed.epoch
+            and self._writer is None
+            and self._reading is None
+            and self._closing is None
+            and not (self._outbox or self._words or self._parts or self._resuming or self.closed)
+            and self._credit.covers(len(batch.frames), batch.size)
+            and batch.earliest >= self._earliest()
+        )
 
     def monitoring_changed(self, change: Change, period: Period | None) -> None:
         """The user's monitoring began, goes on longer, or ended."""
@@ -321,18 +375,21 @@ class Watcher:
         self._half_sent = part.more and not part.complete
         text = messages.snapshot(part.documents, complete=part.complete, cursor=part.cursor, more=part.more)
         if part.cursor is not None:
-            self._spend(part.cursor, sum(map(len, part.documents)))
+            self._spend(part)
         return await self._say(text)
 
     async def _send_frame(self, frame: Frame) -> bool:
         self._place = frame.place
         if frame.created_at < self._earliest():
             return True
-        self._spend(frame.cursor, frame.size)
-        return await self._say(frame.text)
+        self._spend(frame)
+        if self._straight is None:
+            return await self._say(frame.text.decode())
+        self._straight(frame.framed)
+        return True
 
-    def _spend(self, cursor: str, size: int) -> None:
-        self._credit.spend(cursor, size)
+    def _spend(self, sent: "Frame | Part") -> None:
+        self._credit.spend((sent,), sent.size)
         self._mind_credit()
 
     def _mind_credit(self) -> None:
