@@ -36,7 +36,10 @@ from omni2.database import in_database
 
 logger = logging.getLogger(__name__)
 
-CHECK_EVERY_S = 2.0
+CHECK_EVERY_S = 1.8
+ON_ITS_WAY_S = 0.2
+"""How long Pub/Sub may take to bring what is in the stream already."""
+
 RIGHTS_EVERY_S = 2.5
 TICK_S = 1.0
 PING_EVERY_S = 15.0
@@ -206,6 +209,9 @@ class Feed:
             self.counts.holes += 1
             for entry in entries:
                 self._deliver(log.id_order(entry.stream_id), flow_id_of(entry.document), entry.document)
+            if len(entries) < PAGE_ENTRIES:
+                # that was all; what was appended since is on its way, and what is not shows as a hole again
+                break
         self._found()
         return None
 
@@ -246,13 +252,19 @@ class Feed:
         for watcher in self.watchers:
             watcher.wake()
 
-    async def check(self) -> None:
-        """Whether Pub/Sub has left something out. One round trip; raises when Redis is away."""
+    async def check(self) -> Place:
+        """How far the stream reaches. One round trip; raises when Redis is away."""
         if not watchlist.is_monitored(self.user_id) or self._synchronising is not None:
-            return
+            return START
         position = await log.position(self.user_id)
-        reached = START if position.last_id is None else log.id_order(position.last_id)
-        if self.is_away or position.epoch != self.epoch or reached > self._last:
+        if self.is_away or position.epoch != self.epoch:
+            self.synchronise()
+            return START
+        return START if position.last_id is None else log.id_order(position.last_id)
+
+    def must_have(self, place: Place) -> None:
+        """By now Pub/Sub has brought all up to here, or has left something out."""
+        if self._last < place:
             self.synchronise()
 
     def monitoring_changed(self, change: Change, period: Period | None) -> None:
@@ -471,11 +483,15 @@ class Relay:
         while not was_cancelled():
             await asyncio.sleep(CHECK_EVERY_S)
             try:
-                for feed in list(self.feeds.values()):
-                    await feed.check()
+                reached = [(feed, await feed.check()) for feed in list(self.feeds.values())]
             except REDIS_AWAY:
                 for feed in self.feeds.values():
                     feed.lose()
+                continue
+            # what was appended a moment ago is on its way: taken for a hole, it would be read from the stream
+            await asyncio.sleep(ON_ITS_WAY_S)
+            for feed, place in reached:
+                feed.must_have(place)
 
     # --- time, and rights --------------------------------------------------------------------------
 

@@ -10,10 +10,10 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
@@ -99,9 +99,12 @@ class Part:
     cursor: str | None
     place: Place | None
 
-    @property
-    def size(self) -> int:
-        return sum(map(len, self.documents))
+
+class Sent(NamedTuple):
+    """What credit keeps of a part: its documents may be large."""
+
+    cursor: str
+    size: int
 
 
 class Credit:
@@ -110,7 +113,7 @@ class Credit:
     __slots__ = ("_bytes", "_sent")
 
     def __init__(self) -> None:
-        self._sent: deque[Frame | Part] = deque()
+        self._sent: deque[Frame | Sent] = deque()
         self._bytes = 0
 
     @property
@@ -121,7 +124,7 @@ class Credit:
         """Whether there is enough for all of these."""
         return len(self._sent) + frames <= CREDIT_FRAMES and self._bytes + size <= CREDIT_BYTES
 
-    def spend(self, sent: "Sequence[Frame | Part]", size: int) -> None:
+    def spend(self, sent: Iterable[Frame | Sent], size: int) -> None:
         self._sent.extend(sent)
         self._bytes += size
 
@@ -136,10 +139,10 @@ class Watcher:
     """One open socket. All methods but `_write` and what it calls are plain calls that never wait."""
 
     __slots__ = (
-        "_closing", "_credit", "_epoch", "_generation", "_half_sent", "_known", "_loop", "_on_gone", "_outbox",
-        "_part_number", "_parts", "_patience", "_period", "_place", "_reading", "_resuming", "_retry", "_saw_some",
-        "_send_to_client", "_sending_since", "_straight", "_words", "_writer", "admission", "closed", "feed",
-        "ping_at_s", "since_when",
+        "_closing", "_credit", "_earliest", "_epoch", "_generation", "_half_sent", "_known", "_loop", "_on_gone",
+        "_outbox", "_part_number", "_parts", "_patience", "_period", "_place", "_reading", "_resuming", "_retry",
+        "_saw_some", "_send_to_client", "_sending_since", "_straight", "_words", "_writer", "admission", "closed",
+        "feed", "ping_at_s", "since_when",
     )  # fmt: skip
 
     def __init__(
@@ -165,6 +168,8 @@ class Watcher:
         self._sending_since: float | None = None
         self._closing: int | None = None
         self._period: Period | None = None
+        # when the first checkpoint that he may see was made, as its document says it
+        self._earliest = ""
         self._words: deque[str] = deque()
         self._outbox: deque[Frame] = deque(maxlen=WAITING_FRAMES)
         self._parts: deque[Part] = deque()
@@ -192,6 +197,7 @@ class Watcher:
     def greet(self, live: str) -> None:
         """Say hello; whoever is not monitored has an empty snapshot and nothing else."""
         self._period = watchlist.period(self.feed.user_id)
+        self._note_since()
         server_time = watchlist.now()
         self._words.append(messages.hello(self.feed.user_id, self._period, server_time=server_time, live=live))
         if self._period is None:
@@ -212,8 +218,7 @@ class Watcher:
             return
         if is_live and self._straight is not None and self._is_due(batch):
             self._place = batch.frames[-1].place
-            self._credit.spend(batch.frames, batch.size)
-            self._mind_credit()
+            self._spend(batch.frames, batch.size)
             self._straight(batch.framed)
             return
         self._outbox.extend(batch.frames)  # the oldest fall out: then he is behind
@@ -230,7 +235,7 @@ class Watcher:
             and self._closing is None
             and not (self._outbox or self._words or self._parts or self._resuming or self.closed)
             and self._credit.covers(len(batch.frames), batch.size)
-            and batch.earliest >= self._earliest()
+            and batch.earliest >= self._earliest
         )
 
     def monitoring_changed(self, change: Change, period: Period | None) -> None:
@@ -239,6 +244,7 @@ class Watcher:
             return  # he was told when he came
         is_new = self._period is None or period is None or period.period_id != self._period.period_id
         self._period = period
+        self._note_since()
         self._words.append(messages.monitoring(change, period))
         if is_new:
             # this word ends a snapshot that is half sent, as the contract says
@@ -272,6 +278,7 @@ class Watcher:
     def may_still_watch(self, admission: Admission) -> None:
         """His rights were looked at again, and they still let him watch."""
         self.admission = admission
+        self._note_since()
 
     def close(self, code: int) -> None:
         """Close the socket with this code, before anything else is sent."""
@@ -375,21 +382,22 @@ class Watcher:
         self._half_sent = part.more and not part.complete
         text = messages.snapshot(part.documents, complete=part.complete, cursor=part.cursor, more=part.more)
         if part.cursor is not None:
-            self._spend(part)
+            size = sum(map(len, part.documents))
+            self._spend((Sent(part.cursor, size),), size)
         return await self._say(text)
 
     async def _send_frame(self, frame: Frame) -> bool:
         self._place = frame.place
-        if frame.created_at < self._earliest():
+        if frame.created_at < self._earliest:
             return True
-        self._spend(frame)
+        self._spend((frame,), frame.size)
         if self._straight is None:
             return await self._say(frame.text.decode())
         self._straight(frame.framed)
         return True
 
-    def _spend(self, sent: "Frame | Part") -> None:
-        self._credit.spend((sent,), sent.size)
+    def _spend(self, sent: Iterable[Frame | Sent], size: int) -> None:
+        self._credit.spend(sent, size)
         self._mind_credit()
 
     def _mind_credit(self) -> None:
@@ -420,9 +428,9 @@ class Watcher:
         """From when on he may see checkpoints: of this monitoring period, if he may not see all."""
         return None if self.admission.sees_all or self._period is None else self._period.enabled_at
 
-    def _earliest(self) -> str:
+    def _note_since(self) -> None:
         since = self._since()
-        return "" if since is None else wire_time(since)
+        self._earliest = "" if since is None else wire_time(since)
 
     def _start_afresh(self, *, saw_some: bool) -> None:
         """Forget where he stood: a pre-roll comes next, and what was being read is worthless."""
@@ -519,7 +527,7 @@ class Watcher:
         if generation != self._generation:
             return True
         self._known = known
-        earliest = self._earliest()
+        earliest = self._earliest
         if (
             position.epoch != self._epoch
             or not log.reaches_back(position, stream_id(start))
@@ -532,7 +540,9 @@ class Watcher:
 
     def _plan_page(self, start: Place, entries: Sequence[log.Entry], position: log.Position, tail: Place) -> None:
         last = log.id_order(entries[-1].stream_id) if entries else start
-        more = bool(entries) and position.last_id is not None and last < log.id_order(position.last_id)
+        # a page that is not full was all there was: what came since waits in the outbox, or he is behind again
+        is_full = len(entries) == PAGE_ENTRIES
+        more = is_full and position.last_id is not None and last < log.id_order(position.last_id)
         fresh = [entry for entry in entries if not self._is_repeat(entry)]
         if not more:
             last = max(last, tail)
