@@ -63,11 +63,12 @@ def _text(message: dict[str, Any]) -> str:
     return orjson.dumps(message).decode()
 
 
-def checkpoint(cursor: str, document: bytes) -> str:
+def checkpoint(cursor: str, document: bytes) -> bytes:
     """A live frame. Made once for all watchers of the user."""
-    return (
-        f'{{"type":"checkpoint","cursor":"{cursor}","checkpoint":{document.decode()},'
-        f'"sent_at":"{iso_time(time.time_ns() // 1000)}"}}'
+    return b'{"type":"checkpoint","cursor":"%b","checkpoint":%b,"sent_at":"%b"}' % (
+        cursor.encode(),
+        document,
+        iso_time(time.time_ns() // 1000).encode(),
     )
 
 

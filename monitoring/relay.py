@@ -12,7 +12,7 @@ import math
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -28,14 +28,18 @@ from flows.redis import new_connection, was_cancelled
 from flows.status import tracking_status
 from monitoring import messages
 from monitoring.admission import still_allowed
+from monitoring.framing import framed
 from monitoring.messages import START, NotAnEvent, Place
-from monitoring.watcher import TRY_LATER, Frame, Watcher, stream_id
+from monitoring.watcher import TRY_LATER, Batch, Frame, Watcher, stream_id
 from monitoring.watchlist import Change, Period, watchlist
 from omni2.database import in_database
 
 logger = logging.getLogger(__name__)
 
-CHECK_EVERY_S = 2.0
+CHECK_EVERY_S = 1.8
+ON_ITS_WAY_S = 0.2
+"""How long Pub/Sub may take to bring what is in the stream already."""
+
 RIGHTS_EVERY_S = 2.5
 TICK_S = 1.0
 PING_EVERY_S = 15.0
@@ -85,6 +89,7 @@ class Feed:
         """place of the last frame given to the watchers, or where we began"""
         self.is_away = not settings.REDIS_ENABLED
         self.last_frame: Frame | None = None
+        self._frames: list[Frame] = []  # to be handed out in a moment
         self._last: Place = START  # of the stream; beyond `tail` only by entries that were repeats
         self._recent: OrderedDict[bytes, Place] = OrderedDict()
         self._waiting: deque[bytes] = deque(maxlen=WAITING_MESSAGES)
@@ -148,12 +153,24 @@ class Feed:
         assert self.epoch is not None
         cursor = log.cursor(self.epoch, stream_id(place))
         text = messages.checkpoint(cursor, document)
-        frame = Frame(place, self.tail, cursor, created_at_of(document), len(document), text)
-        self.tail = place
-        self.last_frame = frame
-        self.counts.frames += 1
+        prev = self._frames[-1].place if self._frames else self.tail
+        if not self._frames:
+            # after what has come together with this one: then a watcher is served once for all of it
+            self.relay.soon(self._hand_out)
+        self._frames.append(Frame(place, prev, cursor, created_at_of(document), len(document), text, framed(text)))
+
+    def _hand_out(self) -> None:
+        """Give the watchers what has come. To be called before anything else is said to them."""
+        if not self._frames:
+            return
+        frames, self._frames = self._frames, []
+        self.last_frame = frames[-1]
+        self.tail = self.last_frame.place
+        self.counts.frames += len(frames)
+        batch = Batch.of(frames)
+        is_live = self.is_ready and watchlist.is_monitored(self.user_id)
         for watcher in self.watchers:
-            watcher.offer(frame)
+            watcher.offer(batch, is_live=is_live)
 
     def _remember(self, flow_id: bytes, place: Place) -> None:
         self._recent[flow_id] = place
@@ -192,6 +209,9 @@ class Feed:
             self.counts.holes += 1
             for entry in entries:
                 self._deliver(log.id_order(entry.stream_id), flow_id_of(entry.document), entry.document)
+            if len(entries) < PAGE_ENTRIES:
+                # that was all; what was appended since is on its way, and what is not shows as a hole again
+                break
         self._found()
         return None
 
@@ -199,6 +219,7 @@ class Feed:
         """Stand at the end of the stream. Watchers whose place is of another epoch start afresh; the
         others see by our place that they are behind, and read on themselves."""
         recent = await log.read_recent(self.user_id, count=RECENT_FLOW_IDS)
+        self._hand_out()
         self.counts.restarts += self.epoch is not None
         self.epoch = position.epoch
         self._last = log.id_order(recent[-1].stream_id if recent else position.tail)
@@ -226,21 +247,29 @@ class Feed:
 
     def lose(self) -> None:
         """Redis is away: what we know of the stream may be old."""
+        self._hand_out()
         self.is_away = True
         for watcher in self.watchers:
             watcher.wake()
 
-    async def check(self) -> None:
-        """Whether Pub/Sub has left something out. One round trip; raises when Redis is away."""
+    async def check(self) -> Place:
+        """How far the stream reaches. One round trip; raises when Redis is away."""
         if not watchlist.is_monitored(self.user_id) or self._synchronising is not None:
-            return
+            return START
         position = await log.position(self.user_id)
-        reached = START if position.last_id is None else log.id_order(position.last_id)
-        if self.is_away or position.epoch != self.epoch or reached > self._last:
+        if self.is_away or position.epoch != self.epoch:
+            self.synchronise()
+            return START
+        return START if position.last_id is None else log.id_order(position.last_id)
+
+    def must_have(self, place: Place) -> None:
+        """By now Pub/Sub has brought all up to here, or has left something out."""
+        if self._last < place:
             self.synchronise()
 
     def monitoring_changed(self, change: Change, period: Period | None) -> None:
         """Tell the watchers; a new period begins at the stream's end, as it is when it is read."""
+        self._hand_out()
         if change == "enabled":
             self.epoch = None
             self._waiting.clear()
@@ -336,6 +365,10 @@ class Relay:
         self._tasks.add(task)
         task.add_done_callback(self._part_ended)
         return task
+
+    def soon(self, work: Callable[[], None]) -> None:
+        """Do this as soon as what is being done is done."""
+        self._loop.call_soon(work)
 
     def _part_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -450,11 +483,15 @@ class Relay:
         while not was_cancelled():
             await asyncio.sleep(CHECK_EVERY_S)
             try:
-                for feed in list(self.feeds.values()):
-                    await feed.check()
+                reached = [(feed, await feed.check()) for feed in list(self.feeds.values())]
             except REDIS_AWAY:
                 for feed in self.feeds.values():
                     feed.lose()
+                continue
+            # what was appended a moment ago is on its way: taken for a hole, it would be read from the stream
+            await asyncio.sleep(ON_ITS_WAY_S)
+            for feed, place in reached:
+                feed.must_have(place)
 
     # --- time, and rights --------------------------------------------------------------------------
 

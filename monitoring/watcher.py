@@ -10,10 +10,10 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
@@ -23,6 +23,7 @@ from flows.history import wire_time
 from flows.preroll import Preroll, created_at_of, flow_id_of, stored_preroll
 from monitoring import messages
 from monitoring.admission import Admission
+from monitoring.framing import straight_to
 from monitoring.messages import Place
 from monitoring.watchlist import Change, Period, watchlist
 
@@ -63,7 +64,29 @@ class Frame:
     cursor: str
     created_at: str
     size: int
-    text: str
+    text: bytes
+    framed: bytes
+    """the same, ready for the wire"""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Live frames that came together."""
+
+    frames: Sequence[Frame]
+    size: int
+    earliest: str
+    framed: bytes
+    """all of them, ready for the wire"""
+
+    @classmethod
+    def of(cls, frames: Sequence[Frame]) -> "Batch":
+        return cls(
+            frames,
+            sum(frame.size for frame in frames),
+            min(frame.created_at for frame in frames),
+            frames[0].framed if len(frames) == 1 else b"".join([frame.framed for frame in frames]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,38 +100,49 @@ class Part:
     place: Place | None
 
 
+class Sent(NamedTuple):
+    """What credit keeps of a part: its documents may be large."""
+
+    cursor: str
+    size: int
+
+
 class Credit:
     """What is on its way to the client: at most 500 frames or 4 MiB, until he says that he has drawn them."""
 
     __slots__ = ("_bytes", "_sent")
 
     def __init__(self) -> None:
-        self._sent: deque[tuple[str, int]] = deque()
+        self._sent: deque[Frame | Sent] = deque()
         self._bytes = 0
 
     @property
     def left(self) -> bool:
         return len(self._sent) < CREDIT_FRAMES and self._bytes < CREDIT_BYTES
 
-    def spend(self, cursor: str, size: int) -> None:
-        self._sent.append((cursor, size))
+    def covers(self, frames: int, size: int) -> bool:
+        """Whether there is enough for all of these."""
+        return len(self._sent) + frames <= CREDIT_FRAMES and self._bytes + size <= CREDIT_BYTES
+
+    def spend(self, sent: Iterable[Frame | Sent], size: int) -> None:
+        self._sent.extend(sent)
         self._bytes += size
 
     def give_back(self, cursor: str) -> None:
         """All up to and including the last frame with this cursor is drawn; an unknown cursor says nothing."""
-        drawn = next((n for n in range(len(self._sent), 0, -1) if self._sent[n - 1][0] == cursor), 0)
+        drawn = next((n for n in range(len(self._sent), 0, -1) if self._sent[n - 1].cursor == cursor), 0)
         for _ in range(drawn):
-            self._bytes -= self._sent.popleft()[1]
+            self._bytes -= self._sent.popleft().size
 
 
 class Watcher:
     """One open socket. All methods but `_write` and what it calls are plain calls that never wait."""
 
     __slots__ = (
-        "_closing", "_credit", "_epoch", "_generation", "_half_sent", "_known", "_loop", "_on_gone", "_outbox",
-        "_part_number", "_parts", "_patience", "_period", "_place", "_reading", "_resuming", "_retry", "_saw_some",
-        "_send_to_client", "_sending_since", "_words", "_writer", "admission", "closed", "feed", "ping_at_s",
-        "since_when",
+        "_closing", "_credit", "_earliest", "_epoch", "_generation", "_half_sent", "_known", "_loop", "_on_gone",
+        "_outbox", "_part_number", "_parts", "_patience", "_period", "_place", "_reading", "_resuming", "_retry",
+        "_saw_some", "_send_to_client", "_sending_since", "_straight", "_words", "_writer", "admission", "closed",
+        "feed", "ping_at_s", "since_when",
     )  # fmt: skip
 
     def __init__(
@@ -125,6 +159,7 @@ class Watcher:
         self.since_when = watchlist.now()
         self.ping_at_s = 0.0
         self._send_to_client = send
+        self._straight = straight_to(send)
         self._on_gone = on_gone
         self._loop = asyncio.get_running_loop()
         self._writer: asyncio.Task[None] | None = None
@@ -133,6 +168,8 @@ class Watcher:
         self._sending_since: float | None = None
         self._closing: int | None = None
         self._period: Period | None = None
+        # when the first checkpoint that he may see was made, as its document says it
+        self._earliest = ""
         self._words: deque[str] = deque()
         self._outbox: deque[Frame] = deque(maxlen=WAITING_FRAMES)
         self._parts: deque[Part] = deque()
@@ -160,6 +197,7 @@ class Watcher:
     def greet(self, live: str) -> None:
         """Say hello; whoever is not monitored has an empty snapshot and nothing else."""
         self._period = watchlist.period(self.feed.user_id)
+        self._note_since()
         server_time = watchlist.now()
         self._words.append(messages.hello(self.feed.user_id, self._period, server_time=server_time, live=live))
         if self._period is None:
@@ -172,12 +210,33 @@ class Watcher:
         self._words.append(text)
         self.wake()
 
-    def offer(self, frame: Frame) -> None:
-        """The next live frame of the user."""
-        if self._period is not None:
-            self._outbox.append(frame)  # the oldest falls out: then he is behind
-            if self._credit.left:
-                self.wake()
+    def offer(self, batch: Batch, *, is_live: bool) -> None:
+        """The next live frames of the user. Written at once when they are the next he is due and the server
+        takes them without waiting; else the writer sees to them. `is_live`: whether the feed stands in the
+        present and its user is monitored."""
+        if self._period is None:
+            return
+        if is_live and self._straight is not None and self._is_due(batch):
+            self._place = batch.frames[-1].place
+            self._spend(batch.frames, batch.size)
+            self._straight(batch.framed)
+            return
+        self._outbox.extend(batch.frames)  # the oldest fall out: then he is behind
+        if self._credit.left:
+            self.wake()
+
+    def _is_due(self, batch: Batch) -> bool:
+        """Whether the writer would find nothing to do but to send all of this."""
+        return (
+            self._place == batch.frames[0].prev
+            and self._epoch == self.feed.epoch
+            and self._writer is None
+            and self._reading is None
+            and self._closing is None
+            and not (self._outbox or self._words or self._parts or self._resuming or self.closed)
+            and self._credit.covers(len(batch.frames), batch.size)
+            and batch.earliest >= self._earliest
+        )
 
     def monitoring_changed(self, change: Change, period: Period | None) -> None:
         """The user's monitoring began, goes on longer, or ended."""
@@ -185,6 +244,7 @@ class Watcher:
             return  # he was told when he came
         is_new = self._period is None or period is None or period.period_id != self._period.period_id
         self._period = period
+        self._note_since()
         self._words.append(messages.monitoring(change, period))
         if is_new:
             # this word ends a snapshot that is half sent, as the contract says
@@ -218,6 +278,7 @@ class Watcher:
     def may_still_watch(self, admission: Admission) -> None:
         """His rights were looked at again, and they still let him watch."""
         self.admission = admission
+        self._note_since()
 
     def close(self, code: int) -> None:
         """Close the socket with this code, before anything else is sent."""
@@ -321,18 +382,22 @@ class Watcher:
         self._half_sent = part.more and not part.complete
         text = messages.snapshot(part.documents, complete=part.complete, cursor=part.cursor, more=part.more)
         if part.cursor is not None:
-            self._spend(part.cursor, sum(map(len, part.documents)))
+            size = sum(map(len, part.documents))
+            self._spend((Sent(part.cursor, size),), size)
         return await self._say(text)
 
     async def _send_frame(self, frame: Frame) -> bool:
         self._place = frame.place
-        if frame.created_at < self._earliest():
+        if frame.created_at < self._earliest:
             return True
-        self._spend(frame.cursor, frame.size)
-        return await self._say(frame.text)
+        self._spend((frame,), frame.size)
+        if self._straight is None:
+            return await self._say(frame.text.decode())
+        self._straight(frame.framed)
+        return True
 
-    def _spend(self, cursor: str, size: int) -> None:
-        self._credit.spend(cursor, size)
+    def _spend(self, sent: Iterable[Frame | Sent], size: int) -> None:
+        self._credit.spend(sent, size)
         self._mind_credit()
 
     def _mind_credit(self) -> None:
@@ -363,9 +428,9 @@ class Watcher:
         """From when on he may see checkpoints: of this monitoring period, if he may not see all."""
         return None if self.admission.sees_all or self._period is None else self._period.enabled_at
 
-    def _earliest(self) -> str:
+    def _note_since(self) -> None:
         since = self._since()
-        return "" if since is None else wire_time(since)
+        self._earliest = "" if since is None else wire_time(since)
 
     def _start_afresh(self, *, saw_some: bool) -> None:
         """Forget where he stood: a pre-roll comes next, and what was being read is worthless."""
@@ -462,7 +527,7 @@ class Watcher:
         if generation != self._generation:
             return True
         self._known = known
-        earliest = self._earliest()
+        earliest = self._earliest
         if (
             position.epoch != self._epoch
             or not log.reaches_back(position, stream_id(start))
@@ -475,7 +540,9 @@ class Watcher:
 
     def _plan_page(self, start: Place, entries: Sequence[log.Entry], position: log.Position, tail: Place) -> None:
         last = log.id_order(entries[-1].stream_id) if entries else start
-        more = bool(entries) and position.last_id is not None and last < log.id_order(position.last_id)
+        # a page that is not full was all there was: what came since waits in the outbox, or he is behind again
+        is_full = len(entries) == PAGE_ENTRIES
+        more = is_full and position.last_id is not None and last < log.id_order(position.last_id)
         fresh = [entry for entry in entries if not self._is_repeat(entry)]
         if not more:
             last = max(last, tail)

@@ -12,7 +12,7 @@ from flows.redis import get_redis
 from flows.tracker import FlowTracker
 from monitoring.relay import relay_here
 from monitoring.tests.watching import BOB, Closed, Page, Script, Socket, disable, enable, in_stream, settle
-from monitoring.watcher import Credit
+from monitoring.watcher import Credit, Sent
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -45,22 +45,28 @@ async def read_silently(socket: Socket) -> tuple[list[dict[str, Any]], int]:
 
 def test_credit_is_given_back_up_to_the_last_frame_with_that_cursor() -> None:
     credit = Credit()
+
+    def spend(cursor: str, size: int) -> None:
+        credit.spend([Sent(cursor, size)], size)
+
     for cursor in "abbc":
-        credit.spend(cursor, 1024 * 1024)
+        spend(cursor, 1024 * 1024)
     assert not credit.left
     credit.give_back("unknown")
     assert not credit.left
     credit.give_back("b")
     assert credit.left
     for _ in range(3):
-        credit.spend("d", 1024 * 1024)
+        spend("d", 1024 * 1024)
     assert not credit.left
     credit.give_back("d")
     credit.give_back("d")
     for _ in range(499):
-        credit.spend("e", 1)
+        spend("e", 1)
     assert credit.left
-    credit.spend("f", 1)
+    assert credit.covers(1, 1)
+    assert not credit.covers(2, 2)
+    spend("f", 1)
     assert not credit.left
 
 

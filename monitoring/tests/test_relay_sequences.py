@@ -400,7 +400,8 @@ def test_whatever_happens_every_page_shows_what_is_stored(
         await watchlist.refresh()
         return period
 
-    async def live_through(steps: list[tuple[str, int]], forgets: bool) -> None:
+    async def live_through(steps: list[tuple[str, int]], forgets: bool, straight: bool) -> None:
+        monkeypatch.setattr("monitoring.watcher.straight_to", lambda send: send.__self__.write if straight else None)
         for name, value in (kept if forgets else in_life).items():
             monkeypatch.setattr(log, name, value)
         period = await begin()
@@ -409,9 +410,9 @@ def test_whatever_happens_every_page_shows_what_is_stored(
         await world.live_through(steps)
 
     @hypothesis_settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(st.lists(STEP, max_size=25), st.booleans())
-    def sequences(steps: list[tuple[str, int]], forgets: bool) -> None:
-        runner.run(live_through(steps, forgets))
+    @given(st.lists(STEP, max_size=25), st.booleans(), st.booleans())
+    def sequences(steps: list[tuple[str, int]], forgets: bool, straight: bool) -> None:
+        runner.run(live_through(steps, forgets, straight))
 
     try:
         sequences()

@@ -9,7 +9,7 @@ import json
 import socket
 import struct
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
@@ -96,6 +96,12 @@ class Socket:
             raise OSError("the connection was reset")
         self.inbox.put_nowait(message)
 
+    def write(self, frames: bytes) -> None:
+        """As under Daphne (monitoring.framing): takes whole frames, and never waits."""
+        if self.stuck is None and not self.is_reset:
+            for text in unframed(frames):
+                self.inbox.put_nowait({"type": "websocket.send", "text": text.decode()})
+
     async def _next(self) -> dict[str, Any]:
         async with asyncio.timeout(WAIT_S):
             return await self.inbox.get()
@@ -142,6 +148,18 @@ class Socket:
                 await self.receive()
         except Closed as closed:
             return closed.code
+
+
+def unframed(frames: bytes) -> Iterator[bytes]:
+    """The texts of a server's WebSocket frames."""
+    while frames:
+        assert frames[0] == 0x81, "not a whole text message"
+        size, head = {126: (int.from_bytes(frames[2:4]), 4), 127: (int.from_bytes(frames[2:10]), 10)}.get(
+            frames[1], (frames[1], 2)
+        )
+        assert len(frames) >= head + size, "half a frame"
+        yield frames[head : head + size]
+        frames = frames[head + size :]
 
 
 class WireSocket:
@@ -266,6 +284,9 @@ class Page:
     async def open(self) -> None:
         """Connect, coming back with the cursor if there is one."""
         self.closed = None
+        if self.cursor is None:
+            # it was shown nothing that it could go on from (Redis was away): it begins anew
+            self._anew = True
         self.socket = self.connect(user_id=self.user_id, token=self.token, after=self.cursor)
         await self.socket.open()
         self._in_snapshot = False
