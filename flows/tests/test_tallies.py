@@ -169,6 +169,13 @@ def test_it_stays_true_through_late_changes(chance: random.Random) -> None:
         left = left[portion:]
         if chance.random() < 0.7:
             keep(most=chance.choice([5, 80]))
+        if chance.random() < 0.3:
+            # whole turns go, and some of what is gone or there is sent once more
+            gone = chance.sample(list(Turn.objects.values_list("turn_id", flat=True)), 1)
+            InteractionFlow.objects.filter(turn_id__in=gone).delete()
+            Turn.objects.filter(turn_id__in=gone).delete()
+            agrees(chance.choice([EVERYBODY, *SOME]))
+            store(chance.sample(rows, chance.randint(1, 20)) if not left else rows[: chance.randint(1, 60)])
         agrees(chance.choice([EVERYBODY, *SOME]))
     store(rows)
     agrees()
