@@ -18,6 +18,9 @@ DEAD_LETTERS = "omni2:dead"
 PERSISTER = "omni2:persister"
 """Hash a persister renews: when it was alive by Redis' clock, what it stored, what each shard holds back."""
 
+PERSISTERS = "omni2:persisters"
+"""Sorted set of the persisters that are alive, with the time of their last word by Redis' clock (milliseconds)."""
+
 CONTROL_CHANNEL = "omni2:control"
 """Pub/Sub: something an admin changed (monitoring, config); the message says what. Never a checkpoint."""
 

@@ -4,7 +4,11 @@ Claim, store, commit, then acknowledge and delete. Killed anywhere, it loses not
 acknowledged is read again by whoever holds the shard next, and storing twice is storing once.
 
 One consumer per shard at a time, by a lease, so that parents come before their children. All
-holders use the same consumer name: what an earlier one left pending is read first.
+holders use the same consumer name: what an earlier one left pending is read first. Persisters that
+are alive share the shards evenly.
+
+Nearly all of a batch's time is PostgreSQL's, so a process has two of them, each with its own thread,
+connections and shards: while one reads, waits for the disk or acknowledges, the other's rows go in.
 """
 
 import json
@@ -13,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from threading import Thread
 from typing import Any
 
 import redis
@@ -28,7 +33,9 @@ logger = logging.getLogger(__name__)
 
 LEASE_MS = 5_000
 RENEW_EVERY_S = 1.5
-BATCH_ENTRIES = 1_000
+BATCH_ENTRIES = 2_000
+"""At most; a checkpoint has half a kilobyte mostly, and 9 at most."""
+
 BLOCK_MS = 500
 PARENT_PATIENCE_S = 300.0
 """How long an entry may wait for its parent before it counts as poison."""
@@ -60,6 +67,18 @@ local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
+"""
+)
+# KEYS: persisters. ARGV: worker, milliseconds. How many are alive, this one among them.
+_IS_HERE = (
+    _WHEN_FULL
+    + """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZADD', KEYS[1], now, ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return redis.call('ZCARD', KEYS[1])
 """
 )
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
@@ -236,6 +255,24 @@ class Persister(Loop):
         self._first_withheld: dict[tuple[int, bytes], float] = {}
         self._held_back: set[tuple[int, bytes]] = set()
         """what is refused and may not be set aside: there is a flood of it"""
+        self._alongside: list[Persister] = []
+
+    def alongside(self, other: "Persister") -> None:
+        """Let another one run in this process, in a thread of its own, from `run()` to `stop()`."""
+        self._alongside.append(other)
+
+    def run(self) -> None:
+        threads = [Thread(target=other.run, name=f"persister {other.name[:8]}") for other in self._alongside]
+        for thread in threads:
+            thread.start()
+        super().run()
+        for thread in threads:
+            thread.join()
+
+    def stop(self, *_: Any) -> None:
+        super().stop()
+        for other in self._alongside:
+            other.stop()
 
     def step(self) -> int:
         """Renew, read one batch, store it, acknowledge it; returns how many entries it took.
@@ -265,12 +302,21 @@ class Persister(Loop):
     # --- leases -------------------------------------------------------------------------------------
 
     def _hold_shards(self) -> None:
-        """Renew what is held and take what is free, every few seconds."""
+        """Every few seconds: renew what is held, take what is free, and leave what is more than an even share."""
         now = time.monotonic()
         if now - self._renewed < RENEW_EVERY_S and self._renewed:
             return
         self._renewed = now
-        for number in range(keys.SHARDS):
+        alive: Any = self._redis.eval(_IS_HERE, 1, keys.PERSISTERS, self.name, LEASE_MS)
+        share = -(-keys.SHARDS // alive)
+        for number in sorted(self.shards)[share:]:
+            # nothing of it is in hand between two steps; what is pending is read first by whoever takes it
+            self._redis.eval(_RELEASE, 1, keys.shard_lease(number), self.name)
+            self._let_go(number)
+        free = [number for number in range(keys.SHARDS) if number not in self.shards]
+        for number in [*self.shards, *free]:
+            if number not in self.shards and len(self.shards) >= share:
+                break
             if not self._redis.eval(_TAKE, 1, keys.shard_lease(number), self.name, LEASE_MS):
                 # never ours, or paused for longer than the lease: somebody else reads it now
                 self._let_go(number)
@@ -287,6 +333,7 @@ class Persister(Loop):
         try:
             for number in self.shards:
                 self._redis.eval(_RELEASE, 1, keys.shard_lease(number), self.name)
+            self._redis.zrem(keys.PERSISTERS, self.name)
             self._redis.close()
         except (RedisError, OSError):
             logger.info("the leases run out by themselves")

@@ -5,31 +5,55 @@ Used by the persister, and by the flusher while Redis is away: storing twice is 
 
 from collections.abc import Sequence
 
+import psycopg
 from django.db import Error, connection
+
+# What the summaries read of a checkpoint. Numbers are bounded to what their columns take; money is rounded as its
+# column rounds, so that the same rows give the same sum in whatever portions they come.
+_FACTS = """checkpoint, metadata, created_at,
+        left(metadata ->> 'status', 50) AS status,
+        CASE WHEN checkpoint IN ('tool_call', 'tool_result') THEN left(metadata ->> 'tool', 200) END AS tool,
+        coalesce(metadata ->> 'status' IN ('failed', 'error'), false) AS failed,
+        CASE WHEN jsonb_typeof(metadata -> 'input_tokens') = 'number' THEN least(greatest((metadata ->> 'input_tokens')::numeric, 0), 1e15)::bigint END AS input_tokens,
+        CASE WHEN jsonb_typeof(metadata -> 'output_tokens') = 'number' THEN least(greatest((metadata ->> 'output_tokens')::numeric, 0), 1e15)::bigint END AS output_tokens,
+        CASE WHEN jsonb_typeof(metadata -> 'cost_usd') = 'number' THEN round(least(greatest((metadata ->> 'cost_usd')::numeric, 0), 99999), 8) END AS cost_usd,
+        CASE WHEN jsonb_typeof(metadata -> 'duration_ms') = 'number' THEN least(greatest((metadata ->> 'duration_ms')::numeric, 0), 1e15)::float8 END AS duration_ms,
+        CASE WHEN jsonb_typeof(metadata -> 'ttft_ms') = 'number' THEN least(greatest((metadata ->> 'ttft_ms')::numeric, 0), 1e15)::float8 END AS ttft_ms"""
+# What of a turn hangs on the order of its checkpoints. They are nearly always stored in it; where two portions
+# differ, which one is right is read from all of the turn's rows.
+_MODEL = """left((array_agg(metadata ->> 'model' ORDER BY created_at DESC)
+            FILTER (WHERE checkpoint = 'llm_thinking' AND metadata ->> 'model' IS NOT NULL))[1], 200)"""
+# the turn's own first token, where the turn says it; else the first round's
+_FIRST_MS = """coalesce(max(ttft_ms) FILTER (WHERE checkpoint = 'flow_end'),
+            (array_agg(ttft_ms ORDER BY created_at) FILTER (WHERE checkpoint = 'llm_complete' AND ttft_ms IS NOT NULL))[1])"""
+# never the reason of a block: that is one admin's word for the others, and the user reads this
+_WHY_NOT = "coalesce(metadata ->> 'code', CASE checkpoint WHEN 'block_check' THEN 'user_blocked' ELSE metadata ->> 'reason' END)"
+_ERROR = f"""coalesce((array_agg(metadata ->> 'code' ORDER BY created_at DESC)
+                FILTER (WHERE checkpoint = 'error' AND metadata ->> 'code' IS NOT NULL))[1],
+            (array_agg({_WHY_NOT} ORDER BY created_at)
+                FILTER (WHERE checkpoint LIKE '%%\\_check' AND metadata ->> 'status' = 'failed' AND {_WHY_NOT} IS NOT NULL))[1])"""
+# Of turn t: what was stored before this statement, and what it adds.
+_TOLD = """(SELECT {facts} FROM (
+                SELECT checkpoint, metadata, created_at FROM interaction_flows f WHERE f.turn_id = t.turn_id
+                UNION ALL SELECT checkpoint, metadata, created_at FROM added WHERE added.turn_id = t.turn_id) AS both_of_it) AS told"""
 
 # A row that is there already (by its key, or a second flow_end of a turn) is left out, and only
 # rows that were new count towards the summary: so a repeated delivery changes nothing.
 # One jsonb parameter for all rows: a child may stand before its parent in it, since the immediate
 # foreign key is checked at the end of the statement.
-_STORE = """
+_STATEMENT = """
 WITH incoming AS MATERIALIZED (
     SELECT * FROM jsonb_to_recordset(%s::jsonb) AS r(
         flow_id uuid, user_id text, session_id text, turn_id uuid, checkpoint text, parent_id uuid, metadata jsonb, created_at timestamptz)
 ), added AS (
     INSERT INTO interaction_flows (flow_id, user_id, session_id, turn_id, checkpoint, parent_id, metadata, created_at)
     SELECT flow_id, user_id, session_id, turn_id, checkpoint, parent_id, metadata, created_at FROM incoming
+    -- always in the same order, so that two writers of the same rows cannot wait for each other in a circle
+    ORDER BY flow_id
     ON CONFLICT DO NOTHING
     RETURNING flow_id, turn_id, user_id, session_id, checkpoint, metadata, created_at
 ), facts AS MATERIALIZED (
-    SELECT turn_id, user_id, session_id, checkpoint, metadata, created_at,
-        left(metadata ->> 'status', 50) AS status,
-        CASE WHEN checkpoint IN ('tool_call', 'tool_result') THEN left(metadata ->> 'tool', 200) END AS tool,
-        coalesce(metadata ->> 'status' IN ('failed', 'error'), false) AS failed,
-        CASE WHEN jsonb_typeof(metadata -> 'input_tokens') = 'number' THEN least(greatest((metadata ->> 'input_tokens')::numeric, 0), 1e15)::bigint END AS input_tokens,
-        CASE WHEN jsonb_typeof(metadata -> 'output_tokens') = 'number' THEN least(greatest((metadata ->> 'output_tokens')::numeric, 0), 1e15)::bigint END AS output_tokens,
-        CASE WHEN jsonb_typeof(metadata -> 'cost_usd') = 'number' THEN least(greatest((metadata ->> 'cost_usd')::numeric, 0), 99999) END AS cost_usd,
-        CASE WHEN jsonb_typeof(metadata -> 'duration_ms') = 'number' THEN least(greatest((metadata ->> 'duration_ms')::numeric, 0), 1e15)::float8 END AS duration_ms,
-        CASE WHEN jsonb_typeof(metadata -> 'ttft_ms') = 'number' THEN least(greatest((metadata ->> 'ttft_ms')::numeric, 0), 1e15)::float8 END AS ttft_ms
+    SELECT turn_id, user_id, session_id, {facts}
     FROM added WHERE turn_id IS NOT NULL
 ), summed AS (
     INSERT INTO turns AS t (turn_id, session_id, user_id, started_at, ended_at, duration_ms, outcome, question, model,
@@ -40,18 +64,13 @@ WITH incoming AS MATERIALIZED (
         max(duration_ms) FILTER (WHERE checkpoint = 'flow_end'),
         left(max(metadata ->> 'outcome') FILTER (WHERE checkpoint = 'flow_end'), 20),
         coalesce(max(metadata ->> 'question') FILTER (WHERE checkpoint = 'auth_check'), ''),
-        left((array_agg(metadata ->> 'model' ORDER BY created_at DESC) FILTER (WHERE checkpoint = 'llm_thinking' AND metadata ? 'model'))[1], 200),
+        {model},
         count(*), count(*) FILTER (WHERE checkpoint = 'tool_call'),
         coalesce(sum(input_tokens) FILTER (WHERE checkpoint = 'llm_complete'), 0),
         coalesce(sum(output_tokens) FILTER (WHERE checkpoint = 'llm_complete'), 0),
         sum(cost_usd) FILTER (WHERE checkpoint = 'llm_complete'),
-        -- the turn's own first token, where the turn says it; else the first round's
-        coalesce(max(ttft_ms) FILTER (WHERE checkpoint = 'flow_end'),
-                 (array_agg(ttft_ms ORDER BY created_at) FILTER (WHERE checkpoint = 'llm_complete' AND ttft_ms IS NOT NULL))[1]),
-        -- never the reason of a block: that is one admin's word for the others, and the user reads this
-        coalesce((array_agg(metadata ->> 'code' ORDER BY created_at DESC) FILTER (WHERE checkpoint = 'error'))[1],
-                 (array_agg(coalesce(metadata ->> 'code', CASE checkpoint WHEN 'block_check' THEN 'user_blocked' ELSE metadata ->> 'reason' END)
-                    ORDER BY created_at) FILTER (WHERE checkpoint LIKE '%%\\_check' AND metadata ->> 'status' = 'failed'))[1]),
+        {first_ms},
+        {error},
         max(CASE WHEN metadata ->> 'process' ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' THEN metadata ->> 'process' END)
             FILTER (WHERE checkpoint = 'auth_check')::uuid,
         -- as flows.models.tag() and tool_tag() spell them
@@ -76,7 +95,7 @@ WITH incoming AS MATERIALIZED (
         WHEN checkpoint <> 'flow_end' AND (failed OR duration_ms IS NOT NULL) THEN CASE WHEN failed THEN 'S' ELSE 's' END || checkpoint
     END AS step) AS named
     GROUP BY turn_id
-    -- always in the same order, so that two writers cannot wait for each other in a circle
+    -- here too: always in the same order
     ORDER BY turn_id
     ON CONFLICT (turn_id) DO UPDATE SET
         started_at = least(t.started_at, EXCLUDED.started_at),
@@ -84,14 +103,17 @@ WITH incoming AS MATERIALIZED (
         duration_ms = coalesce(t.duration_ms, EXCLUDED.duration_ms),
         outcome = coalesce(t.outcome, EXCLUDED.outcome),
         question = CASE WHEN t.question = '' THEN EXCLUDED.question ELSE t.question END,
-        model = coalesce(EXCLUDED.model, t.model),
+        model = CASE WHEN EXCLUDED.model IS NULL OR t.model = EXCLUDED.model THEN t.model
+            WHEN t.model IS NULL THEN EXCLUDED.model ELSE (SELECT {model} FROM {told}) END,
         checkpoints = t.checkpoints + EXCLUDED.checkpoints,
         tool_calls = t.tool_calls + EXCLUDED.tool_calls,
         input_tokens = t.input_tokens + EXCLUDED.input_tokens,
         output_tokens = t.output_tokens + EXCLUDED.output_tokens,
         cost_usd = CASE WHEN EXCLUDED.cost_usd IS NULL THEN t.cost_usd ELSE coalesce(t.cost_usd, 0) + EXCLUDED.cost_usd END,
-        ttft_ms = CASE WHEN EXCLUDED.outcome IS NOT NULL THEN coalesce(EXCLUDED.ttft_ms, t.ttft_ms) ELSE coalesce(t.ttft_ms, EXCLUDED.ttft_ms) END,
-        error = coalesce(EXCLUDED.error, t.error),
+        ttft_ms = CASE WHEN EXCLUDED.ttft_ms IS NULL OR t.ttft_ms = EXCLUDED.ttft_ms THEN t.ttft_ms
+            WHEN t.ttft_ms IS NULL THEN EXCLUDED.ttft_ms ELSE (SELECT {first_ms} FROM {told}) END,
+        error = CASE WHEN EXCLUDED.error IS NULL OR t.error = EXCLUDED.error THEN t.error
+            WHEN t.error IS NULL THEN EXCLUDED.error ELSE (SELECT {error} FROM {told}) END,
         process_id = coalesce(t.process_id, EXCLUDED.process_id),
         -- What brings nothing new leaves the column as it is, without even unpacking it: a turn of
         -- 5,000 checkpoints may come in as many batches.
@@ -103,6 +125,13 @@ WITH incoming AS MATERIALIZED (
 )
 SELECT count(*) FROM added
 """
+_STORE = (
+    _STATEMENT.replace("{told}", _TOLD)
+    .replace("{facts}", _FACTS)
+    .replace("{model}", _MODEL)
+    .replace("{first_ms}", _FIRST_MS)
+    .replace("{error}", _ERROR)
+)
 
 
 def _array(documents: Sequence[bytes]) -> str:
@@ -130,10 +159,12 @@ def store(documents: Sequence[bytes]) -> int:
     """
     if not documents:
         return 0
-    with connection.cursor() as cursor:
-        cursor.execute(_STORE, [_array(documents)])
-        row = cursor.fetchone()
-    return int(row[0])
+    array = _array(documents)
+    with connection.cursor() as cursor, connection.wrap_database_errors:
+        # a cursor that sends the value beside the statement: Django's writes it into the text, where it is quoted
+        # here and read letter by letter there
+        row = psycopg.Cursor(cursor.connection).execute(_STORE, [array]).fetchone()
+    return int(row[0]) if row else 0
 
 
 _MISSING_PARENTS = """

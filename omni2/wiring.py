@@ -177,7 +177,7 @@ async def lifespan(
 def persister() -> Loop:
     """A persister with the sweep beside it, which needs to know who is monitored now. Without Redis
     there is no log to read, and the sweep alone."""
-    worker = Persister() if settings.REDIS_ENABLED else Loop()
+    worker = _persister() if settings.REDIS_ENABLED else Loop()
     sweep = Sweep(is_monitored=watchlist.is_monitored, on_abandoned=settle_abandoned, left_unsettled=left_unsettled)
     worker.beside(_every(REFRESH_EVERY_S, watchlist.refresh_sync))
     use_clock(watchlist.clock_ns)
@@ -196,6 +196,12 @@ def days_kept() -> int:
 def pruner(border: datetime, *, batch: int = BATCH_CHECKPOINTS) -> Pruner:
     """A run of `manage.py prune_flows`."""
     return Pruner(border, "command", batch=batch, also=BESIDE_TURNS)
+
+
+def _persister() -> Persister:
+    worker = Persister()
+    worker.alongside(Persister())
+    return worker
 
 
 def tidy() -> None:

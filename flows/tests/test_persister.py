@@ -19,6 +19,7 @@ from flows.pruning import Pruner
 from flows.redis import sync_client
 from flows.status import persister_status
 from flows.store import store
+from tests.running import eventually
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("empty_log")]
 
@@ -72,6 +73,11 @@ def steps(made: Persister, count: int = 3) -> None:
         made.step()
 
 
+def time_passes(client: redis.Redis) -> None:
+    """All leases run out, and nobody has said that he is alive."""
+    client.delete(*map(keys.shard_lease, range(keys.SHARDS)), keys.PERSISTERS)
+
+
 def left(client: redis.Redis) -> int:
     return sum(client.xlen(name) for name in keys.LOG_SHARDS)
 
@@ -102,8 +108,7 @@ def test_it_takes_over_what_was_read_and_not_stored(client: redis.Redis, monkeyp
         patch.setattr(persister, "store", _raise(OperationalError("killed before the insert")))
         with pytest.raises(OperationalError):
             steps(first)
-    for number in range(keys.SHARDS):
-        client.delete(keys.shard_lease(number))  # its lease ran out
+    time_passes(client)
     steps(worker())
     assert InteractionFlow.objects.count() == 2
     assert left(client) == 0
@@ -142,8 +147,7 @@ def test_it_stores_nothing_twice_after_a_commit_without_acknowledgement(
         with pytest.raises(redis.ConnectionError):
             steps(first)
     assert InteractionFlow.objects.count() == 3
-    for number in range(keys.SHARDS):
-        client.delete(keys.shard_lease(number))
+    time_passes(client)
     second = worker()
     steps(second)
     assert InteractionFlow.objects.count() == 3
@@ -171,13 +175,73 @@ def test_it_leaves_a_shard_to_its_holder(client: redis.Redis) -> None:
 
 def test_it_gives_a_shard_up_when_it_overslept(client: redis.Redis) -> None:
     first = worker()
-    for number in range(keys.SHARDS):
-        client.delete(keys.shard_lease(number))
+    time_passes(client)
     second = worker()
     first._renewed = 0.0
     first._hold_shards()
     assert first.shards == {}
     assert len(second.shards) == keys.SHARDS
+
+
+def looks_again(*workers: Persister) -> None:
+    """Each looks after its leases, as it does every few seconds."""
+    for made in workers:
+        made._renewed = 0.0
+        made._hold_shards()
+
+
+def test_those_that_are_alive_share_the_shards_evenly(client: redis.Redis) -> None:
+    first, second, third = worker(), worker(), worker()
+    looks_again(first, second, third)
+    assert sorted(len(made.shards) for made in (first, second, third)) == [2, 3, 3]
+    assert set().union(first.shards, second.shards, third.shards) == set(range(keys.SHARDS))
+    second.stop()
+    second.run()
+    looks_again(first, third)
+    assert [len(first.shards), len(third.shards)] == [4, 4]
+    append(client, *(document(number) for number in range(8)))
+    for shard in range(1, keys.SHARDS):
+        append(client, document(1, turn=f"0199{shard:04d}-0000-7000-8000-000000000001"), shard=shard)
+    steps(first)
+    steps(third)
+    assert InteractionFlow.objects.count() == 15
+    assert left(client) == 0
+
+
+def test_what_it_left_pending_is_read_first_by_whoever_gets_the_shard(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child waits for its parent, and then its shard goes to another one."""
+    monkeypatch.setattr(persister, "WITHHELD_EVERY_S", 0.0)
+    first = worker()
+    append(client, document(2, parent=1), shard=7)
+    steps(first)
+    second = worker()
+    looks_again(first, second)
+    assert (7 in first.shards, 7 in second.shards) == (False, True)
+    append(client, document(1), shard=7)
+    steps(second, 4)
+    assert InteractionFlow.objects.count() == 2
+    assert left(client) == 0
+
+
+def test_one_that_runs_alongside_works_and_ends_with_it(client: redis.Redis) -> None:
+    first, second = Persister(), Persister()
+    first.alongside(second)
+    running = threading.Thread(target=first.run)
+    running.start()
+    try:
+        eventually(lambda: len(first.shards) == len(second.shards) == keys.SHARDS // 2, "both have their share")
+        for shard in range(keys.SHARDS):
+            append(client, document(1, turn=f"0199{shard:04d}-0000-7000-8000-000000000001"), shard=shard)
+        eventually(lambda: left(client) == 0, "all of it is stored")
+    finally:
+        first.stop()
+        running.join(30)
+    assert not running.is_alive()
+    assert InteractionFlow.objects.count() == first.counts.stored + second.counts.stored == keys.SHARDS
+    assert second.counts.stored == keys.SHARDS // 2
+    assert not client.exists(*map(keys.shard_lease, range(keys.SHARDS)), keys.PERSISTERS)
 
 
 def test_it_hands_its_shards_over_when_it_stops(client: redis.Redis) -> None:

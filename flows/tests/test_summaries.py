@@ -2,9 +2,10 @@
 
 import json
 import random
-import struct
+import threading
 import uuid
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from importlib import import_module
 from typing import Any
 
@@ -13,13 +14,17 @@ from django.db import connection
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as some
 
-from flows.models import STAGES, InteractionFlow, Turn, tag, tool_tag
+from flows.models import InteractionFlow, Turn
 from flows.store import store
-from flows.tests.rows import StoredTurn
+from flows.tests.rows import BEGIN, StoredTurn
+from flows.tests.summary import Document, stored_summaries, summary_of
+from tests.random_turns import documents
 
 pytestmark = pytest.mark.django_db
 BOB = "bob@example.com"
-Document = dict[str, Any]
+IN_ORDER = {"model", "ttft_ms", "error"}
+"""What hangs on the order of the checkpoints: exact, unless two writers store different parts of one turn in the very
+same moment."""
 
 NAMES = [
     "auth_check",
@@ -42,6 +47,33 @@ FACTS = some.fixed_dictionaries(
         "duration_ms": some.one_of(some.floats(0, 1e6, width=32), some.just("soon"), some.just(-1)),
         "ttft_ms": some.one_of(some.floats(0, 1e6, width=32), some.none()),
         "outcome": some.sampled_from(["completed", "failed", "refused"]),
+        "model": some.sampled_from(["m1", "m2", "m" * 300, None]),
+        "code": some.sampled_from(["llm_failed", "tool_failed", None]),
+        "reason": some.sampled_from(["revoked", "usage_limit", None]),
+        "input_tokens": some.one_of(some.integers(-5, 10**6), some.just("many")),
+        "output_tokens": some.one_of(some.integers(0, 10**6), some.none()),
+        "cost_usd": some.one_of(some.decimals(0, 50, places=10).map(float), some.none()),
+    },
+)
+# what hangs on the order of the checkpoints, whenever it is said
+TELLING = some.fixed_dictionaries(
+    {
+        "status": some.sampled_from(["failed", "ok"]),
+        "ttft_ms": some.sampled_from([1.5, 2.5, 3.5]),
+        "model": some.sampled_from(["m1", "m2", "m3"]),
+        "code": some.sampled_from(["llm_failed", "tool_failed", "internal_error"]),
+    }
+)
+IN_ORDER_NAMES = ["llm_thinking", "llm_complete", "error", "usage_check"]
+STEPS = some.one_of(
+    some.tuples(some.sampled_from(NAMES), FACTS), some.tuples(some.sampled_from(IN_ORDER_NAMES), TELLING)
+)
+# of the first checkpoint alone
+ROOT = some.fixed_dictionaries(
+    {},
+    optional={
+        "question": some.sampled_from(["why?", ""]),
+        "process": some.just("0199aaaa-0000-7000-8000-00000000000a"),
     },
 )
 
@@ -49,9 +81,10 @@ FACTS = some.fixed_dictionaries(
 @some.composite
 def turns(draw: some.DrawFn) -> list[Document]:
     """A turn's documents, each below an earlier one, with at most one flow_end."""
-    steps = draw(some.lists(some.tuples(some.sampled_from(NAMES), FACTS), min_size=1, max_size=12))
+    steps = draw(some.lists(STEPS, min_size=1, max_size=12))
     turn_id = uuid.UUID(int=draw(some.integers(0, 2**128 - 1)))
     made: list[Document] = []
+    steps[0] = ("auth_check", {**steps[0][1], **draw(ROOT)})
     for number, (checkpoint, facts) in enumerate(steps):
         if checkpoint == "flow_end" and any(row["checkpoint"] == "flow_end" for row in made):
             continue
@@ -75,68 +108,8 @@ def send(documents: Iterable[Document]) -> int:
     return store([json.dumps(document).encode() for document in documents])
 
 
-def number(value: Any) -> float | None:
-    return max(value, 0) if isinstance(value, int | float) else None
-
-
-def text(value: Any, length: int) -> str | None:
-    return None if value is None else str(value)[:length]
-
-
-def expected(rows: Iterable[Document]) -> dict[str, Any]:
-    """Tags, stage and steps as their definitions say, from the rows."""
-    tags: set[str] = set()
-    stage = 0
-    steps: list[tuple[str, float | None]] = []
-    for row in rows:
-        name, facts = row["checkpoint"], row["metadata"]
-        status, tool, ms = text(facts.get("status"), 50), text(facts.get("tool"), 200), number(facts.get("duration_ms"))
-        tags.add(tag(name))
-        if status is not None:
-            tags |= {tag(name, status), tag(None, status)}
-        if name == "tool_call" and tool is not None:
-            tags.add(tool_tag(tool))
-        stage = max(stage, reached(name, facts))
-        failed = status in ("failed", "error")
-        if name == "tool_call":
-            steps.append((f"c{tool or ''}", ms))
-        elif name == "tool_result":
-            steps.append((f"{'R' if failed else 'r'}{tool or ''}", ms))
-        elif name != "flow_end" and (failed or ms is not None):
-            steps.append((f"{'S' if failed else 's'}{name}", ms))
-    return {"tags": tags, "stage": stage, "steps": in_any_order(steps)}
-
-
-def reached(name: str, facts: dict[str, Any]) -> int:
-    checks = {"auth_check": "signed_in", "block_check": "not_blocked", "usage_check": "within_limits"}
-    keys = {"begun"}
-    if name in checks and facts.get("status") == "passed":
-        keys.add(checks[name])
-    if name == "llm_thinking":
-        keys.add("model_called")
-    if name in ("llm_complete", "flow_end") and facts.get("ttft_ms") is not None:
-        keys.add("first_token")
-    if name == "flow_end" and facts.get("outcome") == "completed":
-        keys.add("completed")
-    return max(at for at, key in STAGES.items() if key in keys)
-
-
-def in_any_order(steps: Iterable[tuple[str, float | None]]) -> list[tuple[str, float]]:
-    return sorted((step, -1.0 if ms is None else single(ms)) for step, ms in steps)
-
-
-def single(value: float) -> float:
-    """In the four bytes the column has."""
-    return struct.unpack("f", struct.pack("f", value))[0]
-
-
-def kept(turn_id: str) -> dict[str, Any]:
-    """The same columns as they are stored."""
-    turn = Turn.objects.get(turn_id=turn_id)
-    assert len(turn.steps) == len(turn.step_ms)
-    assert len(turn.tags) == len(set(turn.tags))
-    steps = in_any_order(zip(turn.steps, turn.step_ms, strict=True))
-    return {"tags": set(turn.tags), "stage": turn.stage, "steps": steps}
+def only(names: Iterable[str], summary: dict[str, Any]) -> dict[str, Any]:
+    return {name: summary[name] for name in names}
 
 
 def portions(rows: list[Document], chance: random.Random) -> Iterator[list[Document]]:
@@ -165,7 +138,43 @@ def test_it_is_what_the_rows_say_in_any_order_and_portions(rows: list[Document],
     assert stored == len(rows)
     assert stages == sorted(stages)
     if rows:
-        assert kept(rows[0]["turn_id"]) == expected(rows)
+        assert stored_summaries() == {rows[0]["turn_id"]: summary_of(rows)}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_is_what_the_rows_say_with_several_writers_of_the_same_turns() -> None:
+    """Each has all of the rows, in portions and an order of its own: as after a take-over, or with Redis away."""
+    rows = [
+        json.loads(row)
+        for row in documents(random.Random(5), 40, since=BEGIN, until=BEGIN + timedelta(hours=1), users=[BOB])
+    ]
+    turns_of: dict[str, list[Document]] = {}
+    for row in rows:
+        turns_of.setdefault(row["turn_id"], []).append(row)
+    problems: list[BaseException] = []
+    together = threading.Barrier(3)
+
+    def write(seed: int) -> None:
+        try:
+            together.wait()
+            for portion in portions(rows, random.Random(seed)):
+                send(portion)
+        except BaseException as problem:
+            problems.append(problem)
+        finally:
+            connection.close()
+
+    writers = [threading.Thread(target=write, args=(seed,)) for seed in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert problems == []
+    exact = summary_of(rows).keys() - IN_ORDER
+    stored = stored_summaries()
+    assert stored.keys() == turns_of.keys()
+    for turn_id, of_it in turns_of.items():
+        assert only(exact, stored[turn_id]) == only(exact, summary_of(of_it))
 
 
 def test_it_counts_several_turns_in_one_portion_each_for_itself() -> None:
@@ -187,8 +196,9 @@ def test_it_counts_several_turns_in_one_portion_each_for_itself() -> None:
         for turn, tool, status in [(second, "clock", "ok"), (third, "search", "error"), (second, "clock", "error")]
     ]
     send(both)
-    assert kept(second.turn_id)["steps"] == [("Rclock", 2.0), ("rclock", 2.0)]
-    assert kept(third.turn_id)["steps"] == [("Rsearch", 2.0)]
+    summaries = stored_summaries()
+    assert summaries[second.turn_id]["steps"] == {("Rclock", 2.0): 1, ("rclock", 2.0): 1}
+    assert summaries[third.turn_id]["steps"] == {("Rsearch", 2.0): 1}
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -200,7 +210,8 @@ def test_its_migration_fills_in_what_the_store_would_have_made(rows: list[Docume
     Turn.objects.update(tags=[], stage=0, steps=[], step_ms=[])
     with connection.cursor() as cursor:
         cursor.execute(import_module("flows.migrations.0003_tags_and_steps").FILL_IN)
-    assert kept(rows[0]["turn_id"]) == expected(rows)
+    filled = ("tags", "stage", "steps")
+    assert only(filled, stored_summaries()[rows[0]["turn_id"]]) == only(filled, summary_of(rows))
 
 
 def test_its_columns_have_defaults_for_whoever_inserts_a_turn_without_them() -> None:

@@ -169,6 +169,15 @@ def test_it_stays_true_through_late_changes(chance: random.Random) -> None:
         left = left[portion:]
         if chance.random() < 0.7:
             keep(most=chance.choice([5, 80]))
+        if chance.random() < 0.3:
+            # whole turns go that had all come, and what is gone is sent once more
+            coming = b"".join(left)
+            ids = list(Turn.objects.values_list("turn_id", flat=True))
+            gone = [turn_id for turn_id in ids if str(turn_id).encode() not in coming and chance.random() < 0.3]
+            InteractionFlow.objects.filter(turn_id__in=gone).delete()
+            Turn.objects.filter(turn_id__in=gone).delete()
+            agrees(chance.choice([EVERYBODY, *SOME]))
+            store(rows[: chance.randint(0, len(rows) - len(left))])
         agrees(chance.choice([EVERYBODY, *SOME]))
     store(rows)
     agrees()

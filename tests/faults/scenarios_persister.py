@@ -25,7 +25,7 @@ async def _start_again(round_: Round, process: Process) -> float:
     is_done = await asyncio.to_thread(behind, round_.omni2)
     if not round_.rig.plan.long:
         # else it waits until the leases of the dead one have run out
-        round_.omni2.redis.delete(*map(keys.shard_lease, range(keys.SHARDS)))
+        round_.omni2.redis.delete(*map(keys.shard_lease, range(keys.SHARDS)), keys.PERSISTERS)
     process.start()
     watch = harm.Stopwatch()
     await round_.until_sure(is_done, "what waited at the kill is stored", limit_s=60)
@@ -53,7 +53,7 @@ async def _before_commit_done(round_: Round, process: Process) -> None:
     with harm.gate_before_commit(round_.omni2) as keeper:
         await asyncio.to_thread(harm.wait_for_gate, round_.omni2)
         await round_.kill(process)
-        round_.omni2.redis.delete(*map(keys.shard_lease, range(keys.SHARDS)))
+        round_.omni2.redis.delete(*map(keys.shard_lease, range(keys.SHARDS)), keys.PERSISTERS)
         process.start()
         locked = "SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
         await round_.until_sure(lambda: round_.omni2.sql(locked), "the next persister meets the rows of the dead one")
