@@ -621,6 +621,10 @@ function prepareSheet() {
     clearTimeout(searching);
     searching = setTimeout(searchUsers, 150);
   });
+  // the list is only there while one types: it lies over the fields below
+  who.addEventListener("blur", () => who.setAttribute("aria-expanded", "false"));
+  who.addEventListener("focus", () => who.setAttribute("aria-expanded", String(options().length > 0)));
+  place("watch-found").addEventListener("mousedown", (event) => event.preventDefault());
   who.addEventListener("keydown", (event) => {
     const all = options();
     if (!all.length) return;

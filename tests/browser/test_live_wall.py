@@ -76,15 +76,31 @@ def test_a_time_that_cannot_be_is_said_at_its_field(visit: Visits, someone: Call
     olga.get_by_role("button", name="Watch", exact=True).click()
     expect(olga.locator("#watch-who-error")).to_have_text("Choose somebody first.")
     olga.get_by_label("Who").fill(bob)
+    olga.get_by_role("option", name=bob).click()
     olga.get_by_label("Own").check(force=True)
     olga.get_by_label("Hours").fill("100000")
-    olga.get_by_role("option", name=bob).click()
     olga.get_by_role("button", name="Watch", exact=True).click()
     expect(olga.locator("#watch-ttl-error")).not_to_be_empty()
     olga.get_by_label("1 h").check(force=True)  # before the list of those who are found lies over it
     olga.get_by_label("Who").fill("nobody@nowhere.example")
     olga.get_by_role("button", name="Watch", exact=True).click()
     expect(olga.locator("#watch-who-error")).not_to_be_empty()
+
+
+def test_the_sheet_stands_still_while_one_types(visit: Visits, someone: Callable[[str], str]) -> None:
+    bob = someone("Bob Kahn")
+    olga = visit("olga@example.com", "/live/")
+    olga.get_by_role("button", name="Watch someone").first.click()
+    sheet, who = olga.locator("#watch-sheet"), olga.get_by_label("Who")
+    before = sheet.bounding_box()
+    who.fill(bob)
+    expect(olga.get_by_role("option", name=bob)).to_be_visible()
+    assert sheet.bounding_box() == before
+    # and the list is gone with the words' focus, since it lies over the fields below
+    expect(who).to_have_attribute("aria-expanded", "true")
+    who.press("Tab")
+    expect(olga.get_by_role("option", name=bob)).to_be_hidden()
+    expect(who).to_have_attribute("aria-expanded", "false")
 
 
 def test_the_choice_is_in_the_url(visit: Visits, api: Api, someone: Callable[[str], str]) -> None:
