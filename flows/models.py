@@ -316,6 +316,13 @@ class KeptTally(models.Model):
                 name="idx_kept_tallies_end",
                 condition=models.Q(figure="end"),
             ),
+            # The same of the turns that called a tool.
+            models.Index(
+                fields=["span", "key"],
+                include=["key2", "count"],
+                name="idx_kept_tallies_tool",
+                condition=models.Q(figure="tool"),
+            ),
         ]
 
     def __str__(self) -> str:
