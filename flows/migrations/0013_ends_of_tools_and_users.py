@@ -1,4 +1,5 @@
-"""Kept figures say of each tool how the turns that called it ended. What was kept without is made anew by the persister."""
+"""How turns ended, of each tool by kept hours, and of each user by an index. What was kept without the former is
+made anew by the persister."""
 
 from django.db import migrations, models
 
@@ -19,4 +20,11 @@ class Migration(migrations.Migration):
             ),
         ),
         migrations.RunSQL(ANEW, ANEW),
+        migrations.RemoveIndex(model_name="turn", name="idx_turns_user"),
+        migrations.AddIndex(
+            model_name="turn",
+            index=models.Index(
+                fields=["user_id", "-started_at", "-turn_id"], include=("outcome",), name="idx_turns_user"
+            ),
+        ),
     ]
