@@ -327,6 +327,7 @@ def lists() -> Iterator[tuple[str, Ask]]:
     )
     yield "history: outcomes beside the list, word", lambda _: beside(q="invoice")
     yield "history: outcomes beside the list, word 'ü'", lambda _: beside(q="ü")
+    yield "history: outcomes beside the list, word 'how'", lambda _: beside(q="how")
     yield "history: what occurs, for the form", lambda _: history.occurring()
 
 

@@ -121,6 +121,8 @@ COUNTED_AT_MOST = 10_000
 # another order, however many there are; the page after it looks on.
 LOOKED_AT = 20_000
 LETTERS_INDEXED = 3
+# One pass over so many times COUNTED_AT_MOST turns that hold a word is as quick as asking for each outcome.
+WORDS_COUNTED = 5
 # What occurs is read from this many of the newest turns: enough to find it, and always as cheap.
 OCCURRING_IN = 2_000
 
@@ -224,11 +226,16 @@ def _is_short(q: str | None) -> bool:
 
 
 def counted_since(filters: TurnFilters) -> datetime | None:
-    """From when on the turns of these filters can be counted, because a word is too short for its index: among the
-    LOOKED_AT newest of the other filters. None: all of them. One query if there is such a word."""
-    if not _is_short(filters.q):
+    """From when on the turns of these filters can be counted, because a word is too short for its index or in very many
+    of them: among the LOOKED_AT newest of the other filters. None: all of them. Two queries if there is a word."""
+    if filters.q is None:
         return None
-    newest = matching(replace(filters, q=None, outcome=None)).order_by("-started_at")
+    others = replace(filters, outcome=None)
+    if not _is_short(filters.q):
+        most = WORDS_COUNTED * COUNTED_AT_MOST
+        if matching(others).order_by().values("pk")[: most + 1].count() <= most:
+            return None
+    newest = matching(replace(others, q=None)).order_by("-started_at")
     return newest.values_list("started_at", flat=True)[LOOKED_AT - 1 : LOOKED_AT].first()
 
 
@@ -317,7 +324,7 @@ def outcomes(filters: TurnFilters) -> dict[str, int]:
 
 def _counted_at_once(filters: TurnFilters) -> dict[str, int] | None:
     """One pass over the turns of these filters; None when they are too many for that."""
-    most = 2 * COUNTED_AT_MOST
+    most = (2 if filters.q is None else WORDS_COUNTED) * COUNTED_AT_MOST
     sql, values = matching(filters).order_by().values("outcome")[: most + 1].query.sql_with_params()
     with connection.cursor() as cursor:
         # the only SQL in it is Django's own; the values go as parameters

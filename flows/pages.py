@@ -171,8 +171,13 @@ def _outcomes(reader: Reader, question: Asked) -> list[dict[str, Any]]:
         count = counts[value]
         said = f"{COUNTED_AT_MOST:,}+" if count > COUNTED_AT_MOST else f"{count:,}{more}"
         chosen.append({**about, "value": value, "count": said, "is_none": not count and not since})
+    hint = f"Counted in the newest {history.LOOKED_AT:,} turns of the other filters" if since else ""
     for chip in chosen:
-        chip |= {"address": question.address(outcome=chip["value"]), "is_current": chip["value"] == current}
+        chip |= {
+            "hint": hint,
+            "address": question.address(outcome=chip["value"]),
+            "is_current": chip["value"] == current,
+        }
     return chosen
 
 

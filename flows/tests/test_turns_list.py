@@ -322,6 +322,21 @@ def test_of_a_short_word_outcomes_are_counted_in_the_newest_turns(monkeypatch: p
     assert (counts["completed"], counts["failed"]) == (2, 1)
 
 
+def test_of_a_word_in_very_many_turns_outcomes_are_counted_in_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    for outcome in ("failed", "completed", "completed", "failed"):
+        StoredTurn(USERS[0], question="what").end(outcome)
+    monkeypatch.setattr(history, "LOOKED_AT", 3)
+    monkeypatch.setattr(history, "WORDS_COUNTED", 4)
+    monkeypatch.setattr(history, "COUNTED_AT_MOST", 1)
+    assert history.counted_since(TurnFilters(q="what")) is None
+    StoredTurn(USERS[0], question="What else?").end("failed")
+    assert history.counted_since(TurnFilters(q="what", user_id=USERS[1])) is None
+    since = history.counted_since(TurnFilters(q="what", outcome="completed"))
+    monkeypatch.setattr(history, "COUNTED_AT_MOST", 10)
+    counts = history.outcomes(TurnFilters(q="what", since=since))
+    assert (counts["completed"], counts["failed"]) == (1, 2)
+
+
 # --- counts, and what the form offers ------------------------------------------------------------------
 
 

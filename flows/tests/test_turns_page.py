@@ -312,6 +312,7 @@ def test_a_page_that_is_not_full_says_how_far_it_looked_and_leads_further(
     assert "Look further back" in text
     assert "No such turns" not in text
     assert answer.context["outcomes"][0]["count"] == "0+"
+    assert "Counted in the newest 5 turns of the other filters" in text
     answer = client.get("/flows/" + answer.context["next"])
     assert questions(answer) == []
     assert "Look further back" in answer.content.decode()
