@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -279,6 +279,10 @@ def lists() -> Iterator[tuple[str, Ask]]:
     def page(sort: str = "-started", **filters: Any) -> Any:
         return history.turns(TurnFilters(**filters), sort=sort, limit=50).rows
 
+    def beside(**filters: Any) -> Any:
+        asked = TurnFilters(**filters)
+        return history.outcomes(replace(asked, since=history.counted_since(asked)))
+
     yield "history: newest", lambda _: page()
     yield "history: of a user", lambda chance: page(user_id=chance.choice(users))
     yield "history: of the busiest user", lambda _: page(user_id=busiest)
@@ -303,6 +307,7 @@ def lists() -> Iterator[tuple[str, Ask]]:
         yield f"history: slower than {slower_ms} ms", lambda _, ms=slower_ms: page(slower_ms=ms)
     for word in ("invoice", "Tokyo", "number 4711", "zymurgy", "ü", "a"):
         yield f"history: word {word!r}", lambda _, word=word: page(q=word)
+    yield "history: word 'ü', sort -duration", lambda _: page("-duration", q="ü")
     yield (
         "history: word, tool, outcome and week",
         lambda chance: page(q="contract", tool="search", outcome="failed", **week(now, chance)),
@@ -315,15 +320,15 @@ def lists() -> Iterator[tuple[str, Ask]]:
     yield "history: sort -cost, last 24 hours", lambda _: page(sort="-cost", since=now - timedelta(hours=24))
     far = cursor_of_page(1000)
     yield "history: page 1,000", lambda _: history.turns(TurnFilters(), limit=50, cursor=far).rows
-    yield "history: outcomes beside the list", lambda _: history.outcomes(TurnFilters())
+    yield "history: outcomes beside the list", lambda _: beside()
     yield (
         "history: outcomes beside the list, of a user",
-        lambda chance: history.outcomes(TurnFilters(user_id=chance.choice(users))),
+        lambda chance: beside(user_id=chance.choice(users)),
     )
-    yield "history: outcomes beside the list, word", lambda _: history.outcomes(TurnFilters(q="invoice"))
+    yield "history: outcomes beside the list, word", lambda _: beside(q="invoice")
+    yield "history: outcomes beside the list, word 'ü'", lambda _: beside(q="ü")
+    yield "history: outcomes beside the list, word 'how'", lambda _: beside(q="how")
     yield "history: what occurs, for the form", lambda _: history.occurring()
-    yield "history: exact count", lambda _: history.count(TurnFilters())
-    yield "history: exact count, tool", lambda _: history.count(TurnFilters(tool="search"))
 
 
 def ends(users: list[str]) -> tuple[str, str]:

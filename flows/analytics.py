@@ -201,7 +201,7 @@ def _sums(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
 _BY_SLOT = """
 SELECT slot, outcome, sum(count)::bigint FROM (
     SELECT slot, key2 AS outcome, count FROM unnest(%s::bigint[], %s::int[]) AS kept(id, slot)
-    JOIN kept_tallies ON span_id = kept.id AND figure = 'end'
+    JOIN kept_tallies ON span_id = kept.id AND {kept}
     UNION ALL
     SELECT width_bucket(started_at, %s::timestamptz[]) - 1, outcome, count(*) FROM turns WHERE {where} GROUP BY 1, 2
 ) AS counted GROUP BY 1, 2
@@ -216,9 +216,15 @@ def _slots(question: Question, borders: Sequence[datetime]) -> list[Slot]:
         return []
     chosen = Chosen(question.user_id, question.model, question.tool)
     times = max(question.since, borders[0]), min(question.until, borders[-1])
-    kept = tallies.kept_in_slots(borders, chosen) if times == (borders[0], borders[-1]) else []
+    # how the turns of each tool ended stands in everybody's figures, which are kept of hours as well
+    scope = Chosen() if _is_tool_alone(chosen) else chosen
+    kept = tallies.kept_in_slots(borders, scope) if times == (borders[0], borders[-1]) else []
     found = _by_slot(times, chosen, borders, kept) or _by_slot(times, chosen, borders, [])
     return [Slot(*ends, each) for ends, each in zip(pairwise(borders), found or (), strict=True)]
+
+
+def _is_tool_alone(chosen: Chosen) -> bool:
+    return chosen == Chosen(tool=chosen.tool) and chosen.tool is not None
 
 
 def _by_slot(
@@ -233,7 +239,11 @@ def _by_slot(
     where, values = tallies.where(tallies.between(*times, spans), chosen)
     found: list[dict[str, int]] = [{} for _ in borders[1:]]
     with connection.cursor() as cursor:
-        cursor.execute(_BY_SLOT.format(where=where), [ids, numbers, list(borders), *values, ids])
+        of_kept, name = (
+            ("figure = 'tool' AND key = %s", [chosen.tool]) if _is_tool_alone(chosen) else ("figure = 'end'", [])
+        )
+        sql = _BY_SLOT.format(kept=of_kept, where=where)
+        cursor.execute(sql, [ids, numbers, *name, list(borders), *values, ids])
         for slot, outcome, count in cursor.fetchall():
             if slot >= 0:
                 found[slot][outcome or RUNNING] = count
@@ -317,7 +327,9 @@ def _spent(found: Iterable[Tally]) -> list[Spent]:
 
 
 def _tools(tools: Iterable[Tally], steps: Sequence[Tally]) -> list[Tool]:
-    turns = {each.key or "": each.count for each in tools}
+    turns: dict[str, int] = defaultdict(int)
+    for each in tools:
+        turns[each.key or ""] += each.count
     found = []
     for tool, count in turns.items():
         results = [step for step in steps if step.key in (f"r{tool}", f"R{tool}")]

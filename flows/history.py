@@ -19,7 +19,12 @@ from uuid import UUID
 from django.db import connection
 from django.db.models import DateTimeField, Exists, F, Func, Model, OuterRef, Q, QuerySet, TextField, Value
 from django.db.models.expressions import Combinable
-from django.db.models.fields.tuple_lookups import TupleGreaterThan, TupleLessThan
+from django.db.models.fields.tuple_lookups import (
+    TupleGreaterThan,
+    TupleGreaterThanOrEqual,
+    TupleLessThan,
+    TupleLessThanOrEqual,
+)
 from django.db.models.functions import Cast
 
 from flows import cursor as cursors
@@ -37,6 +42,7 @@ EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo
 _STAGE_NUMBERS = {name: number for number, name in STAGES.items()}
 # how the three kinds of marks begin
 _TOOL, _NAME, _STATUS = tool_tag(""), tag(""), tag(None, "")
+_WORD = re.compile(r"[^\W_]+")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 R = TypeVar("R", bound=Model)
@@ -76,11 +82,17 @@ class TurnFilters:
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[R]):
-    """Some rows, and the cursors of the pages after and before them (None: there is none)."""
+    """Some rows, and the cursors of the pages after and before them (None: there is none).
+
+    `looked_until`: the page is not full, but so far only was it looked for a short word (see LOOKED_AT);
+    the value of the order there. `backwards`: it was asked for as the page before another, and looked that way.
+    """
 
     rows: list[R]
     next: str | None
     previous: str | None = None
+    looked_until: cursors.Value | None = None
+    backwards: bool = False
 
 
 class Order(NamedTuple):
@@ -105,6 +117,12 @@ SORTS: Mapping[str, Combinable] = MappingProxyType(
 DEFAULT_SORT = "-started"
 SORT_NAMES = tuple(sign + name for name in SORTS for sign in ("-", ""))
 COUNTED_AT_MOST = 10_000
+# For words of which no index knows, a page looks at so many turns, some 10 ms of them by time and 80 in
+# another order, however many there are; the page after it looks on.
+LOOKED_AT = 20_000
+LETTERS_INDEXED = 3
+# One pass over so many times COUNTED_AT_MOST turns that hold a word is as quick as asking for each outcome.
+WORDS_COUNTED = 5
 # What occurs is read from this many of the newest turns: enough to find it, and always as cheap.
 OCCURRING_IN = 2_000
 
@@ -178,10 +196,12 @@ def turns(
     the figures of a running turn still move, and its place with them.
 
     Each order and most filters have an index, so a page costs what it shows. What is rare in
-    several filters at once is sought in as many turns as fit the rarest of them.
+    several filters at once is sought in as many turns as fit the rarest of them. A word that is too
+    short for its index is sought in LOOKED_AT turns of the other filters; this takes a query more.
     """
     name = sort.removeprefix("-")
-    found = matching(filters).defer("tags", "steps", "step_ms")
+    short = filters.q if _is_short(filters.q) else None
+    found = matching(replace(filters, q=None) if short else filters).defer("tags", "steps", "step_ms")
     if name != "started":
         found = found.filter(outcome__isnull=False)
     if name in {"duration", "first_token", "cost"}:
@@ -197,7 +217,26 @@ def turns(
         # the same: of a tag it has no figure of, PostgreSQL believes that every 200th turn has it
         by = Func(by, template="(%(expressions)s + interval '0')", output_field=DateTimeField())
     order = Order(by, "turn_id", descending=sort.startswith("-"))
-    return _page(found, order, question, limit=limit, cursor=cursor)
+    return _page(found, order, question, limit=limit, cursor=cursor, short=short)
+
+
+def _is_short(q: str | None) -> bool:
+    """Whether no word in it has three letters or digits, as the index of the questions needs."""
+    return bool(q) and max(map(len, _WORD.findall(q or "")), default=0) < LETTERS_INDEXED
+
+
+def counted_since(filters: TurnFilters) -> datetime | None:
+    """From when on the turns of these filters can be counted, because a word is too short for its index or in very many
+    of them: among the LOOKED_AT newest of the other filters. None: all of them. Two queries if there is a word."""
+    if filters.q is None:
+        return None
+    others = replace(filters, outcome=None)
+    if not _is_short(filters.q):
+        most = WORDS_COUNTED * COUNTED_AT_MOST
+        if matching(others).order_by().values("pk")[: most + 1].count() <= most:
+            return None
+    newest = matching(replace(others, q=None)).order_by("-started_at")
+    return newest.values_list("started_at", flat=True)[LOOKED_AT - 1 : LOOKED_AT].first()
 
 
 COMMON_S = 60.0
@@ -245,10 +284,17 @@ def matching(filters: TurnFilters) -> QuerySet[Turn]:
     if filters.slower_ms is not None:
         found = found.filter(outcome__isnull=False, duration_ms__gt=filters.slower_ms)
     if filters.q is not None:
-        found = found.filter(question__icontains=filters.q)
+        found = _holding(found, filters.q) if _is_short(filters.q) else found.filter(question__icontains=filters.q)
     if tags := _tags(filters):
         found = found.filter(tags__contains=tags)
     return found
+
+
+def _holding(rows: QuerySet[R], q: str) -> QuerySet[R]:
+    """Those with this in the question, without the index: PostgreSQL does not see that for a short word it would
+    have to read all of it."""
+    words = Func(F("question"), Value(""), template="(%(expressions)s)", arg_joiner=" || ", output_field=TextField())
+    return cast("QuerySet[R]", rows.alias(words=words).filter(words__icontains=q))
 
 
 def _tags(filters: TurnFilters) -> list[str]:
@@ -278,7 +324,7 @@ def outcomes(filters: TurnFilters) -> dict[str, int]:
 
 def _counted_at_once(filters: TurnFilters) -> dict[str, int] | None:
     """One pass over the turns of these filters; None when they are too many for that."""
-    most = 2 * COUNTED_AT_MOST
+    most = (2 if filters.q is None else WORDS_COUNTED) * COUNTED_AT_MOST
     sql, values = matching(filters).order_by().values("outcome")[: most + 1].query.sql_with_params()
     with connection.cursor() as cursor:
         # the only SQL in it is Django's own; the values go as parameters
@@ -402,8 +448,18 @@ def _between(rows: QuerySet[R], column: str, since: datetime | None, until: date
     return rows
 
 
-def _page(rows: QuerySet[R], order: Order, question: Question, *, limit: int, cursor: str | None) -> Page[R]:
-    """The `limit` rows after the cursor's place, or before it if it says so, in the list's order."""
+def _page(
+    rows: QuerySet[R],
+    order: Order,
+    question: Question,
+    *,
+    limit: int,
+    cursor: str | None,
+    short: str | None = None,
+) -> Page[R]:
+    """The `limit` rows after the cursor's place, or before it if it says so, in the list's order.
+
+    With a `short` word those that hold it, of the first LOOKED_AT."""
     place = None if cursor is None else cursors.decode(cursor, question)
     backwards = place is not None and place.backwards
     downwards = order.descending != backwards
@@ -415,21 +471,53 @@ def _page(rows: QuerySet[R], order: Order, question: Question, *, limit: int, cu
         )
         rows = rows.filter(beyond)
     sign = "-" if downwards else ""
-    found = list(rows.order_by(f"{sign}sorted_by", f"{sign}{order.id}")[: limit + 1])
+    rows = rows.order_by(f"{sign}sorted_by", f"{sign}{order.id}")
+    border = None
+    if short is not None:
+        border = _border(rows, order)
+        if border is not None:
+            within = (TupleGreaterThanOrEqual if downwards else TupleLessThanOrEqual)(
+                (F("sorted_by"), F(order.id)), (border.value, border.id)
+            )
+            rows = rows.filter(within)
+        rows = _holding(rows, short)
+    found = list(rows[: limit + 1])
     more = len(found) > limit
-    if backwards and not more:
+    if backwards and not more and border is None:
         # the beginning of the list: whole, with what has come since
-        return _page(everything, order, question, limit=limit, cursor=None)
+        return _page(everything, order, question, limit=limit, cursor=None, short=short)
     found = found[:limit][:: -1 if backwards else 1]
+    first, last = (_place(found[0], order), _place(found[-1], order)) if found else (None, None)
+    if place is not None and not found:
+        # no row of this page: the other way begins with the one at the place
+        first = last = _beside(place, -1 if downwards else 1)
+    further = border if not more else None
+    if backwards:
+        before, after = further or first, last
+    else:
+        before, after = first if place else None, last if more else further
     return Page(
         found,
-        _cursor(found[-1], order, question) if found and (more or backwards) else None,
-        _cursor(found[0], order, question, backwards=True) if found and place is not None else None,
+        cursors.encode(replace(after, backwards=False), question) if after else None,
+        cursors.encode(replace(before, backwards=True), question) if before else None,
+        further.value if further else None,
+        backwards,
     )
 
 
-def _cursor(row: Any, order: Order, question: Question, *, backwards: bool = False) -> str:
-    return cursors.encode(Place(row.sorted_by, getattr(row, order.id), backwards), question)
+def _border(rows: QuerySet[R], order: Order) -> Place | None:
+    """The place of the last of LOOKED_AT of these rows; None when there are no more."""
+    ends = list(rows.values_list("sorted_by", order.id)[LOOKED_AT - 1 : LOOKED_AT + 1])
+    return Place(*ends[0]) if len(ends) > 1 else None
+
+
+def _place(row: Any, order: Order) -> Place:
+    return Place(row.sorted_by, getattr(row, order.id))
+
+
+def _beside(place: Place, step: int) -> Place:
+    """The place next to it: what goes on from there begins with its row."""
+    return replace(place, id=UUID(int=min(max(place.id.int + step, 0), 2**128 - 1)))
 
 
 def _stored() -> QuerySet[InteractionFlow]:

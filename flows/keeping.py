@@ -58,11 +58,13 @@ SELECT id FROM kept_spans AS hourly WHERE hours = 1 AND start < now() - %(hours_
 
 # Whose turns of a kept day are so many that their figures are worth keeping for themselves.
 _SCOPES_TO_KEEP = """
-SELECT daily.start, left(figure, 1) || key AS scope FROM kept_spans AS daily JOIN kept_tallies ON span_id = daily.id
+SELECT daily.start, left(figure, 1) || key AS scope
+FROM kept_spans AS daily JOIN kept_tallies ON span_id = daily.id
 WHERE daily.hours = 24 AND daily.state = 2 AND daily.scope = '' AND daily.start > now() - %(scopes_kept)s
-  AND figure IN ('model', 'tool', 'person') AND key IS NOT NULL AND count >= %(least)s
+  AND figure IN ('model', 'tool', 'person') AND key IS NOT NULL
   AND NOT EXISTS (SELECT FROM kept_spans AS own WHERE own.hours = 24 AND own.start = daily.start AND own.state = 2
       AND own.scope = left(figure, 1) || key)
+GROUP BY 1, 2 HAVING sum(count) >= %(least)s
 ORDER BY 1 DESC, 2 LIMIT %(most)s
 """
 

@@ -152,7 +152,8 @@ class Turn(models.Model):
         db_table = "turns"
         default_permissions = ()
         indexes = [
-            models.Index("user_id", models.F("started_at").desc(), models.F("turn_id").desc(), name="idx_turns_user"),
+            # With the outcome, so that a user's columns over time are counted without a look at his turns.
+            models.Index(fields=["user_id", "-started_at", "-turn_id"], include=["outcome"], name="idx_turns_user"),
             models.Index("session_id", "started_at", name="idx_turns_session"),
             models.Index(models.F("started_at").desc(), models.F("turn_id").desc(), name="idx_turns_started"),
             # The sweep and "running now" look only at these few rows.
@@ -315,6 +316,13 @@ class KeptTally(models.Model):
                 include=["key2", "count"],
                 name="idx_kept_tallies_end",
                 condition=models.Q(figure="end"),
+            ),
+            # The same of the turns that called a tool.
+            models.Index(
+                fields=["span", "key"],
+                include=["key2", "count"],
+                name="idx_kept_tallies_tool",
+                condition=models.Q(figure="tool"),
             ),
         ]
 

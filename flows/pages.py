@@ -5,6 +5,7 @@ and the note that he did, is `flows.reader`'s.
 """
 
 import time
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, cast
 from urllib.parse import urlencode
@@ -99,6 +100,9 @@ def _found(user: User, reader: Reader, question: Asked) -> dict[str, Any]:
         "next": question.page_address(page.next),
         "previous": None if is_first else question.page_address(page.previous),
         "first": None if is_first else question.address(),
+        "looked_until": page.looked_until,
+        "looked_backwards": page.backwards,
+        "looked_at": history.LOOKED_AT,
         "chips": list(chips(question, names)),
         "outcomes": _outcomes(reader, question),
         "heads": _heads(question),
@@ -147,25 +151,33 @@ def _heads(question: Asked) -> list[dict[str, str | None]]:
 
 def _outcomes(reader: Reader, question: Asked) -> list[dict[str, Any]]:
     """A chip for each outcome and for all, with how many turns of the other filters there are."""
-    counts = history.outcomes(reader.limited(question.filters))
+    filters = reader.limited(question.filters)
+    since = history.counted_since(filters)
+    counts = history.outcomes(replace(filters, since=since) if since else filters)
     current = question.given["outcome"]
     every = sum(counts.values())
     capped = any(count > COUNTED_AT_MOST for count in counts.values())
+    more = "+" if since else ""
     chosen: list[dict[str, Any]] = [
         {
             "value": "",
             "label": "All",
             "state": "",
-            "count": f"{min(every, COUNTED_AT_MOST) if capped else every:,}{'+' if capped else ''}",
+            "count": f"{min(every, COUNTED_AT_MOST) if capped else every:,}{'+' if capped else more}",
         }
     ]
     for value in OUTCOME_ORDER:
         about = words.outcome(None if value == RUNNING else value)
         count = counts[value]
-        said = f"{COUNTED_AT_MOST:,}+" if count > COUNTED_AT_MOST else f"{count:,}"
-        chosen.append({**about, "value": value, "count": said, "is_none": not count})
+        said = f"{COUNTED_AT_MOST:,}+" if count > COUNTED_AT_MOST else f"{count:,}{more}"
+        chosen.append({**about, "value": value, "count": said, "is_none": not count and not since})
+    hint = f"Counted in the newest {history.LOOKED_AT:,} turns of the other filters" if since else ""
     for chip in chosen:
-        chip |= {"address": question.address(outcome=chip["value"]), "is_current": chip["value"] == current}
+        chip |= {
+            "hint": hint,
+            "address": question.address(outcome=chip["value"]),
+            "is_current": chip["value"] == current,
+        }
     return chosen
 
 

@@ -262,4 +262,6 @@ class TurnsSerializer(serializers.Serializer[Any]):
     """A page of turns."""
 
     turns = TurnSerializer(many=True)
-    next = serializers.CharField(allow_null=True, help_text="the cursor of the next page")
+    next = serializers.CharField(
+        allow_null=True, help_text="the cursor of the next page, which there may be after a page that is not full"
+    )

@@ -26,7 +26,7 @@ MOST_PEOPLE = 20
 END = "end"  # stage, outcome (None: running), error
 MODEL = "model"  # model (None: the turn came to none)
 PERSON = "person"  # user_id
-TOOL = "tool"  # tool: the turns that called it
+TOOL = "tool"  # tool, outcome (None: running): the turns that called it
 STEP = "step"  # a step as flows.store writes it, and for llm_complete the turn's model
 TURN_TIME, FIRST_TOKEN = "d", "f"
 """The two times of a whole turn, as keys of STEP: no step is called so."""
@@ -95,7 +95,7 @@ def percentile(times: dict[int, int], share: float) -> float | None:
     return None
 
 
-# One row per end, model, person and tool; then one per step with its histogram.
+# One row per end, model, person, and tool with outcome; then one per step with its histogram.
 OF_TURNS = """
 SELECT CASE WHEN grouping(user_id) = 0 THEN 'person' WHEN grouping(model) = 0 THEN 'model' ELSE 'end' END AS figure,
     CASE WHEN grouping(user_id) = 0 THEN user_id WHEN grouping(model) = 0 THEN model ELSE stage::text END AS key,
@@ -106,9 +106,9 @@ SELECT CASE WHEN grouping(user_id) = 0 THEN 'person' WHEN grouping(model) = 0 TH
 FROM turns WHERE {where}
 GROUP BY GROUPING SETS ((stage, outcome, error), (model), (user_id))
 UNION ALL
-SELECT 'tool', substr(tag, 2), NULL, NULL, count(*), 0, 0, NULL, NULL, NULL
+SELECT 'tool', substr(tag, 2), outcome, NULL, count(*), 0, 0, NULL, NULL, NULL
 FROM turns CROSS JOIN LATERAL unnest(tags) AS tag WHERE {where} AND tool_calls > 0 AND tag LIKE 't%%'
-GROUP BY tag
+GROUP BY tag, outcome
 UNION ALL
 SELECT 'step', step, model, NULL, sum(count), 0, 0, NULL,
     array_agg(bucket) FILTER (WHERE bucket IS NOT NULL), array_agg(count::int) FILTER (WHERE bucket IS NOT NULL)

@@ -100,6 +100,17 @@ async def test_a_json_document_holds_the_same_turns_as_the_api(august: Any) -> N
 
 
 @pytest.mark.django_db(transaction=True)
+async def test_an_export_goes_through_all_turns_for_a_short_word(august: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "LOOKED_AT", 100)
+    await in_database(many_turns, 1000)
+    await in_database(some_turn, "bob@example.com", "ü", started_at=BEGIN - timedelta(days=1))
+    _, text = await exported(august, "/flows/export?format=json&q=ü")
+    assert [turn["question"] for turn in json.loads(text)["turns"]] == ["ü"]
+    _, text = await exported(august, "/flows/export?format=csv&q=9")
+    assert len(rows_of(text)) == 271
+
+
+@pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("format", ["csv", "json"])
 async def test_an_empty_export_is_a_valid_file(august: Any, format: str) -> None:
     _, text = await exported(august, f"/flows/export?format={format}&model=none")

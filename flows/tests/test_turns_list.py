@@ -250,6 +250,93 @@ def test_many_equal_values_are_entered_at_the_very_place() -> None:
     assert seen == sorted((turn.turn_id for turn in turns), reverse=True)
 
 
+# --- words too short for the index ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sort", SORT_NAMES)
+@pytest.mark.parametrize(("word", "share"), [("ü", 0.05), ("是", 0.3), ("a", 1.0), ("?!", 0.0)])
+@pytest.mark.parametrize("looked_at", [4, 60])
+def test_short_words_are_sought_some_turns_at_a_time_with_none_skipped_or_repeated(
+    monkeypatch: pytest.MonkeyPatch, sort: str, word: str, share: float, looked_at: int
+) -> None:
+    monkeypatch.setattr(history, "LOOKED_AT", looked_at)
+    chance = random.Random(9)
+    made = [each.turn for each in make(10, 60)]
+    for turn in made:
+        turn.question = f"... {word.upper()} ..." if chance.random() < share else "other"
+        turn.save()
+    filters = TurnFilters(q=word)
+    expected = in_order([turn for turn in made if turn.question != "other"], sort)
+    seen, pages, cursor = [], 0, None
+    while True:
+        page = history.turns(filters, sort=sort, limit=7, cursor=cursor)
+        seen += [turn.turn_id for turn in page.rows]
+        pages += 1
+        assert (page.looked_until is not None) <= (page.next is not None and len(page.rows) < 8)
+        if page.next is None:
+            break
+        cursor = page.next
+    assert seen == expected
+    assert pages <= 60 // looked_at + len(expected) // 7 + 2
+    # and from the end back to the beginning
+    back = [turn.turn_id for turn in page.rows]
+    while page.previous:
+        page = history.turns(filters, sort=sort, limit=7, cursor=page.previous)
+        before = [turn.turn_id for turn in page.rows]
+        # the first page is whole again, so it may repeat what stood on the second
+        back = before + (back if page.previous else [each for each in back if each not in before])
+    assert back == expected
+
+
+def test_a_chinese_word_of_two_letters_is_found_among_others() -> None:
+    for question in ("天气怎么样", "今天天气好吗", "天 气", "How is the weather?"):
+        turn = StoredTurn(USERS[0], question=question)
+        turn.end()
+    found = history.turns(TurnFilters(q="天气"))
+    assert {turn.question for turn in found.rows} == {"天气怎么样", "今天天气好吗"}
+    assert found.next is found.looked_until is None
+
+
+@pytest.mark.parametrize("word", ["ab", "a b", "天气", "%_", "a1"])
+def test_short_is_what_has_no_word_of_three_letters(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    monkeypatch.setattr(history, "LOOKED_AT", 2)
+    for question in (word, "other", "other", f"{word}cde", "other", "other"):
+        StoredTurn(USERS[0], question=question).end()
+    # the newest two are looked at and hold nothing; of a longer word the index knows all
+    assert (page := history.turns(TurnFilters(q=word))).rows == []
+    assert page.next is not None
+    assert page.looked_until is not None
+    longer = history.turns(TurnFilters(q=f"{word}cde"))
+    assert len(longer.rows) == 1
+    assert longer.next is None
+
+
+def test_of_a_short_word_outcomes_are_counted_in_the_newest_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    for outcome in ("failed", "completed", "completed", "failed"):
+        StoredTurn(USERS[0], question="ü").end(outcome)
+    assert history.counted_since(TurnFilters(q="ü")) is None
+    monkeypatch.setattr(history, "LOOKED_AT", 3)
+    assert history.counted_since(TurnFilters(q="über")) is None
+    since = history.counted_since(TurnFilters(q="ü", outcome="failed"))
+    counts = history.outcomes(TurnFilters(q="ü", since=since))
+    assert (counts["completed"], counts["failed"]) == (2, 1)
+
+
+def test_of_a_word_in_very_many_turns_outcomes_are_counted_in_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    for outcome in ("failed", "completed", "completed", "failed"):
+        StoredTurn(USERS[0], question="what").end(outcome)
+    monkeypatch.setattr(history, "LOOKED_AT", 3)
+    monkeypatch.setattr(history, "WORDS_COUNTED", 4)
+    monkeypatch.setattr(history, "COUNTED_AT_MOST", 1)
+    assert history.counted_since(TurnFilters(q="what")) is None
+    StoredTurn(USERS[0], question="What else?").end("failed")
+    assert history.counted_since(TurnFilters(q="what", user_id=USERS[1])) is None
+    since = history.counted_since(TurnFilters(q="what", outcome="completed"))
+    monkeypatch.setattr(history, "COUNTED_AT_MOST", 10)
+    counts = history.outcomes(TurnFilters(q="what", since=since))
+    assert (counts["completed"], counts["failed"]) == (1, 2)
+
+
 # --- counts, and what the form offers ------------------------------------------------------------------
 
 

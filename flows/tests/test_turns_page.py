@@ -293,3 +293,36 @@ def test_people_are_found_by_those_who_see_everybody(august: Any, charlie: Any, 
         assert signed_in(august).get("/flows/people", {"q": words}).json() == {"people": []}
     assert signed_in(charlie).get("/flows/people?q=kahn").status_code == 403
     assert Client().get("/flows/people?q=kahn").status_code == 401
+
+
+def test_a_page_that_is_not_full_says_how_far_it_looked_and_leads_further(
+    august: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "LOOKED_AT", 5)
+    many_turns(12)
+    oldest = Turn.objects.order_by("started_at").first()
+    assert oldest is not None
+    Turn.objects.filter(pk=oldest.pk).update(question="Wie spät ist es in Köln, bitte?")
+    client = signed_in(august)
+    answer = client.get("/flows/", {"q": "ö"})
+    text = answer.content.decode()
+    assert "Looked as far as" in text
+    assert "None of these holds “ö”" in text
+    assert 'rel="next"' in text
+    assert "Look further back" in text
+    assert "No such turns" not in text
+    assert answer.context["outcomes"][0]["count"] == "0+"
+    assert "Counted in the newest 5 turns of the other filters" in text
+    answer = client.get("/flows/" + answer.context["next"])
+    assert questions(answer) == []
+    assert "Look further back" in answer.content.decode()
+    answer = client.get("/flows/" + answer.context["next"])
+    assert questions(answer) == ["Wie spät ist es in Köln, bitte?"]
+    assert "That was the last." in answer.content.decode()
+    assert "Looked as far as" not in answer.content.decode()
+    # and back
+    answer = client.get("/flows/" + answer.context["previous"])
+    assert questions(answer) == []
+    assert "Look further" in answer.content.decode()
+    by_cost = client.get("/flows/", {"q": "zz", "sort": "-cost"}).content.decode()
+    assert "Looked at 5 turns in this order" in by_cost
