@@ -31,6 +31,7 @@ USERS = 200
 
 PAIRS, PAIRS_FULL = 22, 60
 TURNS_A_ROUND = 24
+ALONE_A_ROUND = 6
 IN_FLIGHT = 6
 T_95 = 2.093
 """Student's t for 20 pairs; for more of them it is a little too much, not too little."""
@@ -78,6 +79,8 @@ class Figure:
     """of the web process, a turn"""
     first_token_ms: float
     """the median of the round"""
+    alone_ms: float = 0.0
+    """the same with one chat at a time"""
 
 
 def run(plan: Plan) -> list[Row]:
@@ -114,7 +117,8 @@ async def _turns(sides: dict[str, Side], pairs: int) -> list[Row]:
     found = []
     for name, attribute, unit in (
         ("CPU of the web process, whole turn of 20 tokens", "cpu_ms", "ms a turn"),
-        ("time to first token", "first_token_ms", "ms"),
+        ("time to first token, one chat at a time", "alone_ms", "ms"),
+        (f"time to first token, {IN_FLIGHT} chats of each side at once, all cores busy", "first_token_ms", "ms"),
     ):
         mine = [getattr(each, attribute) for each in ours]
         without = [getattr(each, attribute) for each in untracked]
@@ -127,22 +131,33 @@ async def _turns(sides: dict[str, Side], pairs: int) -> list[Row]:
 async def _round(sides: dict[str, Side]) -> dict[str, Figure]:
     """So many turns of each side, taken in turn one by one: whatever else the machine does, it does to all of them.
     Each side is a process of its own, so what it used is told apart all the same."""
+    alone: dict[str, list[Chat]] = {name: [] for name in sides}
+    for number in range(ALONE_A_ROUND):
+        for name in _in_turn(list(sides), number):
+            alone[name].append(await sides[name].clients.ask("spoken"))
     began = {name: side.cpu_s() for name, side in sides.items()}
     chats: dict[str, list[Chat]] = {name: [] for name in sides}
     left = iter(range(TURNS_A_ROUND))
 
     async def one_after_the_other() -> None:
         for number in left:
-            names = list(sides)
-            for name in names[number % len(names) :] + names[: number % len(names)]:
+            for name in _in_turn(list(sides), number):
                 chats[name].append(await sides[name].clients.ask("spoken"))
 
     await asyncio.gather(*(one_after_the_other() for _ in range(IN_FLIGHT)))
-    return {name: _figure(chats[name], side.cpu_s() - began[name]) for name, side in sides.items()}
+    return {name: _figure(chats[name], side.cpu_s() - began[name], alone[name]) for name, side in sides.items()}
 
 
-def _figure(chats: "Sequence[Chat]", cpu_s: float) -> Figure:
-    return Figure(cpu_s / len(chats) * 1000, statistics.median(chat.first_token_s for chat in chats) * 1000)
+def _in_turn(names: list[str], number: int) -> list[str]:
+    return names[number % len(names) :] + names[: number % len(names)]
+
+
+def _figure(chats: "Sequence[Chat]", cpu_s: float, alone: "Sequence[Chat]" = ()) -> Figure:
+    return Figure(cpu_s / len(chats) * 1000, _first_token_ms(chats), _first_token_ms(alone) if alone else 0.0)
+
+
+def _first_token_ms(chats: "Sequence[Chat]") -> float:
+    return statistics.median(chat.first_token_s for chat in chats) * 1000
 
 
 def _upper_end(
