@@ -18,8 +18,8 @@ AT_MOST: Literal["at most"] = "at most"
 class Row:
     """One line of the table.
 
-    With another side: `ratio` is what `ratio_of` says and is held against the goal. Without (`other` and `ratio`
-    are None): `ours` itself is. A goal of None: the line says what is, nothing was promised.
+    With a ratio: it is what `ratio_of` says and is held against the goal. Without: `ours` itself is, and `other`, if
+    there is one, is only the floor to look at. A goal of None: the line says what is, nothing was promised.
     """
 
     number: int
