@@ -37,12 +37,6 @@ BATCH_ENTRIES = 2_000
 """At most; a checkpoint has half a kilobyte mostly, and 9 at most."""
 
 BLOCK_MS = 500
-GATHER_S = 0.1
-GATHER_BELOW = 200
-"""Fewer new entries than this wait so long for others before they are stored: the first checkpoints of a turn
-are followed by more, one statement for all costs a fraction of one for each, and the turn is not disturbed
-before its first token. With more in the log there is no waiting."""
-
 PARENT_PATIENCE_S = 300.0
 """How long an entry may wait for its parent before it counts as poison."""
 
@@ -290,11 +284,7 @@ class Persister(Loop):
             self._look_back()
             taken = self._persist(self._read_left_over())
             # with work in hand there is no waiting for more
-            entries = self._read_new(block_ms=None if taken else BLOCK_MS)
-            if not taken and 0 < len(entries) < GATHER_BELOW:
-                time.sleep(GATHER_S)
-                entries += self._read_new(block_ms=None)
-            return taken + self._persist(entries)
+            return taken + self._persist(self._read_new(block_ms=None if taken else BLOCK_MS))
         except Exception:
             # what was read and not dealt with is pending now, behind where a pass may stand
             for shard in self.shards.values():
