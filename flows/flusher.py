@@ -4,8 +4,8 @@ Group commit: whatever waits goes in one round trip, so concurrent turns share i
 on its way the next one gathers. The connection is the flusher's own, so that no client's disconnect
 can cancel a write half-way.
 
-When Redis was restarted, failed over or flushed, what it acknowledged in the last seconds may be gone
-(`appendfsync everysec`, a replica that lagged behind): the turns of those seconds are appended once more.
+When Redis was restarted, failed over or flushed, what it acknowledged lately may be gone (`appendfsync
+everysec`, a replica that lagged behind): the turns that may not be stored yet are appended once more.
 
 With Redis away (an error, or no answer within a second) the circuit opens: whole turns go straight
 to PostgreSQL through the same idempotent `store()`. When Redis answers again, what went around it
@@ -44,8 +44,11 @@ PROBE_EVERY_S = 1.0
 STORE_TIMEOUT_S = 10.0
 RETRY_PAUSE_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 AGAIN_WITHIN_S = 5.0
-"""How long a turn that ended is kept, should Redis lose what it acknowledged: an append-only file that is
-synced every second may be two behind."""
+"""How long a turn that ended is kept at least, should Redis lose what it acknowledged: an append-only file that is
+synced every second may be two behind. Then it is kept until it is stored."""
+
+AGAIN_CHECKPOINTS = 20_000
+"""So much of turns that ended is kept beyond that time, while the persister is behind or away."""
 
 LOOK_EVERY_S = 2.0
 
@@ -107,9 +110,10 @@ class Flusher:
         self._left_out: set[str] = set()
         """users of whom more went around Redis than is kept: their streams begin anew, without a gap"""
         self._origin = b""
-        self._next_look = 0.0
+        self._next_look = time.monotonic() + LOOK_EVERY_S
         self._ended: deque[tuple[float, TurnTrack]] = deque()
-        """turns whose end Redis acknowledged lately, and when"""
+        """turns whose end Redis acknowledged and that may not be stored yet, and when it did"""
+        self._ended_rows = 0
         self._sleep: asyncio.Future[None] | None = None
         self._busy = False
         self._ending = False
@@ -152,8 +156,7 @@ class Flusher:
                 if batch:
                     self._busy = True
                     await self._deliver(batch)
-                else:
-                    await self._look_after_the_log()
+                await self._look_after_the_log()
             except Exception:  # the one door of this worker: nothing may end it
                 logger.exception("the flusher failed and tries again")
                 self._put_back(batch)
@@ -300,31 +303,41 @@ class Flusher:
         return bytes(answer)
 
     async def _look_after_the_log(self) -> None:
-        """With nothing to write, see every few seconds whether the log is still the one that acknowledged."""
+        """See every few seconds whether the log is still the one that acknowledged, and how far it is stored."""
         now = time.monotonic()
         if self.redis_away or not self._origin or now < self._next_look:
             return
         self._next_look = now + LOOK_EVERY_S
         try:
-            origin = bytes(await self._ask((b"EVAL", log.ORIGIN.source, b"1", keys.EPOCH, log.new_epoch_name())))
+            origin, waits_ms = await self._ask(log.pack_origin())
             if origin != self._origin:
-                await self._append_again((), origin)
-        except REDIS_AWAY:
-            # with nothing to write there is nothing to take another way
-            await self._disconnect()
+                await self._append_again((), bytes(origin))
+        except REDIS_AWAY as problem:
+            await self._open_circuit(problem)
         except DeclaredDead:
             self.tracker.begin_again()
         else:
-            self._forget_ends(now)
+            # What was acknowledged before the oldest entry that waits is stored. Redis says how long that one
+            # waits, to the millisecond, so no two clocks are compared; asked was at `now` or later.
+            self._forget_ends(now - max(AGAIN_WITHIN_S, (waits_ms + 1) / 1000))
+            self._forget_too_many(now)
 
-    def _forget_ends(self, now: float) -> None:
-        while self._ended and now - self._ended[0][0] > AGAIN_WITHIN_S:
-            self._ended.popleft()
+    def _forget_ends(self, before: float, *, down_to: int = 0) -> None:
+        """Forget turns that ended before that moment, the oldest first, until so many checkpoints are left."""
+        while self._ended and self._ended[0][0] < before and self._ended_rows > down_to:
+            _, turn = self._ended.popleft()
+            self._ended_rows -= turn.recorded
 
     def _remember_ends(self, batch: Sequence[Checkpoint]) -> None:
         now = time.monotonic()
-        self._forget_ends(now)
-        self._ended.extend((now, checkpoint.turn) for checkpoint in batch if checkpoint.checkpoint == "flow_end")
+        for checkpoint in batch:
+            if checkpoint.checkpoint == "flow_end":
+                self._ended.append((now, checkpoint.turn))
+                self._ended_rows += checkpoint.turn.recorded
+        self._forget_too_many(now)
+
+    def _forget_too_many(self, now: float) -> None:
+        self._forget_ends(now - AGAIN_WITHIN_S, down_to=AGAIN_CHECKPOINTS)
 
     async def _append_again(self, batch: Sequence[Checkpoint], origin: bytes) -> None:
         """The log is not the one that acknowledged what went before this batch: append once more the turns

@@ -93,12 +93,19 @@ return origin
 """
 )
 
-# KEYS: epoch. ARGV: candidate. The log's origin; a new one when Redis was restarted or flushed since.
+# KEYS: epoch, the hand-off shards. ARGV: candidate. The log's origin, a new one when Redis was restarted or flushed
+# since; and for how many milliseconds the oldest entry waits to be stored, 0 when none does.
 _ORIGIN = (
     _ENSURE_EPOCH
     + """
 local _, origin = ensure_epoch(KEYS[1], run_id(), ARGV[1])
-return origin
+local time, waits = redis.call('TIME'), 0
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+for i = 2, #KEYS do
+  local oldest = redis.call('XRANGE', KEYS[i], '-', '+', 'COUNT', 1)[1]
+  if oldest then waits = math.max(waits, now - string.match(oldest[1], '%d+')) end
+end
+return {origin, waits}
 """
 )
 
@@ -148,6 +155,12 @@ APPEND = Script(_APPEND)
 NEW_EPOCH = Script(_NEW_EPOCH)
 ORIGIN = Script(_ORIGIN)
 POSITION = Script(_POSITION)
+
+
+def pack_origin() -> list[bytes | str]:
+    """The words that ask for the log's origin and for how long its oldest entry waits: (origin, milliseconds)."""
+    names = [keys.EPOCH, *keys.LOG_SHARDS]
+    return [b"EVAL", ORIGIN.source, b"%d" % len(names), *names, new_epoch_name()]
 
 
 def new_epoch_name() -> bytes:

@@ -50,6 +50,12 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
     scope = as_the_proxy_says(scope, settings.TRUSTED_PROXIES)
     if kind == "websocket":
         return await websocket_application(scope, receive, send)
+    with wiring.answering():
+        return await answer(scope, receive, send)
+
+
+async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+    """One HTTP request, to its last byte."""
     asks = is_ask_path(scope["path"])
     if wiring.draining() and (asks or scope["path"] == "/readyz"):
         return await refuse_while_ending(send)

@@ -8,8 +8,9 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime
 from types import FrameType
 from typing import Any
@@ -131,19 +132,37 @@ class _Ending:
             self.before(number, None)
 
 
+_answering = 0
+"""HTTP requests that are being answered"""
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """A request is being answered: this process does not end meanwhile, unless that takes too long.
+
+    Turns alone do not say so: one is over before its client has heard the last of it, and does not run yet while
+    the checks are made."""
+    global _answering
+    _answering += 1
+    try:
+        yield
+    finally:
+        _answering -= 1
+
+
 def draining() -> bool:
     """Whether this process is about to end and should take no new turn."""
     return _Ending.begun
 
 
 async def drain() -> None:
-    """Wait for running turns (10 s at most; then they are cancelled), write what was recorded (5 s
+    """Wait for what is being answered (10 s at most; then turns are cancelled), write what was recorded (5 s
     at most), and say goodbye in PostgreSQL."""
-    await _turns_end(within_s=DRAIN_S)
+    await _answers_end(within_s=DRAIN_S)
     for turn in list(tracker.running):
         if turn.cancel is not None:
             turn.cancel()
-    await _turns_end(within_s=LAST_WORDS_S)
+    await _answers_end(within_s=LAST_WORDS_S)
     if tracker.flusher is not None and not await tracker.flusher.drain(FLUSH_S):
         logger.error("ended with %d checkpoints not written", len(tracker.queue))
     try:
@@ -152,9 +171,9 @@ async def drain() -> None:
         logger.warning("the end of this process could not be written: the sweep will see it")
 
 
-async def _turns_end(*, within_s: float) -> None:
+async def _answers_end(*, within_s: float) -> None:
     deadline = time.monotonic() + within_s
-    while tracker.running and time.monotonic() < deadline:  # noqa: ASYNC110 - once in a process's life
+    while (tracker.running or _answering) and time.monotonic() < deadline:  # noqa: ASYNC110 - once in a process's life
         await asyncio.sleep(0.05)
 
 

@@ -282,6 +282,37 @@ async def test_it_appends_again_what_redis_acknowledged_and_lost(valkey: OwnValk
     await tracker.flusher.stop()
 
 
+@pytest.mark.parametrize("keeps", [100, 1], ids=["all", "not all"])
+async def test_it_appends_again_what_is_not_stored_however_long_ago_it_was_acknowledged(
+    valkey: OwnValkey, monkeypatch: pytest.MonkeyPatch, keeps: int
+) -> None:
+    """A replica that took over may have lagged by more than the seconds an append-only file may lack."""
+    monkeypatch.setattr(flusher_module, "AGAIN_WITHIN_S", 0.0)
+    monkeypatch.setattr(flusher_module, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(flusher_module, "AGAIN_CHECKPOINTS", keeps)
+    tracker = FlowTracker()
+    stored, _ = begin(tracker)
+    stored.end("completed")
+    await stored.acknowledged(5)
+    worker = Persister()
+    for _ in range(2):
+        await in_database(worker.step)
+    waiting, _ = begin(tracker)
+    waiting.end("completed")
+    await waiting.acknowledged(5)
+    # several looks at the log
+    await asyncio.sleep(0.5)
+    await get_redis().flushall()
+    last, _ = begin(tracker)
+    await last.acknowledged(5)
+
+    # it was acknowledged: so the others are there before it, or never
+    again = {json.loads(entry.document)["turn_id"] for entry in await log.read_recent(BOB, count=100)}
+    assert again == ({waiting.turn_id, last.turn_id} if keeps > 1 else {last.turn_id})
+    last.end("completed")
+    await tracker.flusher.stop()
+
+
 async def test_a_stream_has_no_gap_where_more_went_around_redis_than_is_kept(
     valkey: OwnValkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:

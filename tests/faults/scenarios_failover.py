@@ -11,8 +11,9 @@ from tests.faults.scenarios_redis import AWAY, away, back_to_redis
 from tests.running import Process
 from tests.sentinels import Guarded
 
-BEHIND_S = 1.5
-"""So much of what the primary acknowledged its replicas do not have. What a process appends again reaches back five."""
+BEHIND_S = 7.0
+"""So much of what the primary acknowledged its replicas do not have. What a process appends again reaches back five,
+and to whatever is not stored yet."""
 
 LOST = (
     "the primary {}, a sentinel makes a replica the next one: no chat notices, nothing acknowledged is lost, watchers"
