@@ -17,9 +17,11 @@ from rest_framework import serializers
 from rest_framework.fields import empty
 
 from chat import usage
+from chat.catalogue import catalogue
 from chat.demonstration import DOMAIN, is_demonstration
 from chat.history import Exchange, memory
 from chat.llm import WORDS, ChatModel, Models, ModelUnavailable
+from chat.wanted import wanted_model
 from omni2.accounts.authenticate import (
     CSRF_FAILED,
     NOT_AUTHENTICATED,
@@ -34,6 +36,7 @@ from omni2.accounts.credentials import Credential, browsers, token_of
 DEMONSTRATION_USERS = "%@" + DOMAIN
 BODY_BYTES = 1024 * 1024
 BLOCKED_WORDS = "You have been blocked from this chat."
+NO_SUCH_MODEL = "There is no such model, or you may not use it."
 LIMIT_WORDS = {
     "requests_per_day": "You have used all your requests of today.",
     "tokens_per_day": "You have used all your tokens of today.",
@@ -99,10 +102,11 @@ class SessionField(serializers.UUIDField):
 
 
 class QuestionSerializer(serializers.Serializer[Any]):
-    """`{"message": "...", "session_id"?: uuid}`"""
+    """`{"message": "...", "session_id"?: uuid, "model"?: name}`"""
 
     message = TextField()
     session_id = SessionField(required=False, allow_null=True)
+    model = TextField(required=False, allow_null=True, max_length=200)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,8 @@ class Question:
 
     message: str
     session_id: str | None
+    model: str = ""
+    """the name of one of the catalogue; empty: whichever answers him"""
 
 
 def read_question(body: bytes) -> Question:
@@ -120,7 +126,8 @@ def read_question(body: bytes) -> Question:
     if not asked.is_valid():
         raise Refused(400, asked.errors)
     session_id = asked.validated_data.get("session_id")
-    return Question(asked.validated_data["message"], str(session_id) if session_id else None)
+    model = asked.validated_data.get("model") or ""
+    return Question(asked.validated_data["message"], str(session_id) if session_id else None, model)
 
 
 def _parse(body: bytes) -> Any:
@@ -159,6 +166,8 @@ class Admission:
     model: ChatModel | None = None
     memory: list[Exchange] = field(default_factory=list)
     took_ms: float = 0.0
+    choice: usage.Choice | None = None
+    """what the catalogue said; None: there is none, and no group counts"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +224,20 @@ class _Answering:
         try:
             return cls(models.answering(user_id), None)
         except ModelUnavailable as away:
-            words = WORDS["llm_unavailable"]
-            return cls(None, Refused.because(503, "llm_unavailable", words, retry_after_s=away.retry_after_s))
+            return cls._none(away.retry_after_s)
+
+    @classmethod
+    def chosen(cls, models: Models, choice: usage.Choice) -> "_Answering":
+        """The chosen model of the catalogue, or its fallback."""
+        assert choice.model is not None
+        try:
+            return cls(models.chosen(choice.model, choice.version), None)
+        except ModelUnavailable as away:
+            return cls._none(away.retry_after_s)
+
+    @classmethod
+    def _none(cls, retry_after_s: int) -> "_Answering":
+        return cls(None, Refused.because(503, "llm_unavailable", WORDS["llm_unavailable"], retry_after_s=retry_after_s))
 
 
 def _judge(request: Request, question: Question) -> Admission:
@@ -240,14 +261,22 @@ def _judge(request: Request, question: Question) -> Admission:
         verdict = said.verdict or verdict
     if verdict.word == "not_his_session":
         raise _no_such_session()
+    if said.choice is not None and said.choice.model is not None:
+        answering = _Answering.chosen(request.models, said.choice)
+        if verdict.admitted and answering.model is None:
+            # only now it is known that nobody can answer
+            usage.withdraw(request.turn_id)
+            verdict = replace(verdict, word="not_now")
     if answering.model is None or not verdict.admitted:
         return Admission(identity, user_id, session_id, verdict, _refusal_of(verdict) or answering.refusal)
     earlier = memory(said.earlier, characters=answering.model.memory_characters)
-    return Admission(identity, user_id, session_id, verdict, None, answering.model, earlier)
+    return Admission(identity, user_id, session_id, verdict, None, answering.model, earlier, choice=said.choice)
 
 
-def _ask(request: Request, question: Question, **reserving: Any) -> usage.Admitted:
+def _ask(request: Request, question: Question, *, reserve: bool, but_not: str = "") -> usage.Admitted:
     """Have PostgreSQL say who it is, judge, and reserve. Raises Refused (401)."""
+    # without a catalogue there is nothing to choose, and demonstration users have a model of their own
+    chooses = bool(but_not) and bool(question.model or catalogue.is_asked)
 
     def admitted(credential: Credential | None) -> usage.Admitted | None:
         if credential is None:
@@ -259,7 +288,10 @@ def _ask(request: Request, question: Question, **reserving: Any) -> usage.Admitt
             turn_id=request.turn_id,
             process_id=request.process_id,
             message=question.message,
-            **reserving,
+            reserve=reserve or (chooses and not catalogue.is_empty),
+            but_not=but_not,
+            model=question.model if chooses else None,
+            environment_model=wanted_model("").name,
         )
 
     if has_authorization(request.scope):
@@ -290,6 +322,8 @@ def _refusal_of(verdict: usage.Verdict) -> Refused | None:
     if verdict.word == "blocked":
         words = verdict.block_message or BLOCKED_WORDS
         return Refused.because(403, "user_blocked", words, message=words)
+    if verdict.word == "no_such_model":
+        return Refused.because(404, "model_not_found", NO_SUCH_MODEL)
     if verdict.word not in LIMIT_WORDS:
         return None
     reached = verdict.limits[verdict.word]
@@ -325,6 +359,8 @@ def block_facts(verdict: usage.Verdict) -> dict[str, Any]:
 def usage_facts(verdict: usage.Verdict) -> dict[str, Any]:
     """The metadata of usage_check: `used`, `limit` and `resets_at` of the limit that was reached,
     else of the requests (this one included); `limits` holds every limit that applies."""
+    if verdict.word == "no_such_model":
+        return {"status": "failed", "code": "model_not_found", "reason": NO_SUCH_MODEL}
     failed = verdict.word in LIMIT_WORDS
     # the numbers were read before this request was added to them
     own = int(verdict.admitted)

@@ -41,10 +41,11 @@ from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
 
+from chat.catalogue import catalogue
 from chat.history import Exchange
 from chat.scripted_model import SCRIPTED
 from chat.tools import Tool
-from chat.wanted import Wanted, wanted_model
+from chat.wanted import Wanted, wanted_entry, wanted_model
 from flows.checkpoints import clean_text
 
 logger = logging.getLogger(__name__)
@@ -152,12 +153,30 @@ class Models:
     def answering(self, user_id: str) -> ChatModel:
         """The model that answers this user. Raises ModelUnavailable when it is known without
         asking that it cannot. The first time reads files: call it in a thread."""
-        wanted = wanted_model(user_id)
+        return self._ready(wanted_model(user_id))
+
+    def _ready(self, wanted: Wanted) -> ChatModel:
         with self._making:
             model = self._made.get(wanted) or self._make(wanted)
         if wait_s := model.breaker.seconds_left():
             raise ModelUnavailable(retry_after_s=math.ceil(wait_s))
         return model
+
+    def chosen(self, pk: int, version: str) -> ChatModel:
+        """The model of the catalogue that was chosen, or, while it is down, its fallback. Raises ModelUnavailable
+        when none of them can be asked."""
+        away: ModelUnavailable | None = None
+        tried: set[int] = set()
+        entry = catalogue.find(pk, version)
+        while entry is not None and entry.pk not in tried:
+            tried.add(entry.pk)
+            try:
+                return self._ready(wanted_entry(entry))
+            except ModelUnavailable as problem:
+                away = away or problem
+            fallback = entry.row["fallback_id"]
+            entry = catalogue.find(fallback) if fallback is not None else None
+        raise away or ModelUnavailable(NOT_CONFIGURED_RETRY_S)
 
     def warm(self) -> None:
         """Make the model everybody is answered by, so that the first to ask need not wait for it."""
@@ -201,7 +220,8 @@ def _make(wanted: Wanted) -> ChatModel:
             LOCAL_MEMORY_CHARACTERS,
             {**_SETTINGS, "max_tokens": LOCAL_ANSWER_TOKENS},
         )
-    name = wanted.name if wanted.base_url else model.model_name
+    # what users call it, where it is one of the catalogue
+    name = wanted.entry.name if wanted.entry else wanted.name if wanted.base_url else model.model_name
     return ChatModel(name, wanted.provider or model.system, model, True, MEMORY_CHARACTERS, _SETTINGS)
 
 

@@ -1,7 +1,7 @@
 """Conversations, and what each user may use: blocks, limits, and the usage that was counted.
 
 Conversations and usage are written by `chat.usage` alone (one statement when a turn is let in, one
-after each round of the model); blocks and limits by admins in the Django admin.
+after each round of the model); blocks and limits, models and tool servers by admins in the Django admin.
 """
 
 from typing import Any, ClassVar
@@ -186,3 +186,159 @@ class TurnUsage(models.Model):
 
     def __str__(self) -> str:
         return f"usage of turn {self.turn_id}"
+
+
+class Offered(models.Model):
+    """Something that is offered to chat users: to everybody, or to some groups and some users only."""
+
+    enabled = models.BooleanField(default=True)
+    groups = models.ManyToManyField("auth.Group", blank=True, related_name="+", help_text="offered to these groups")
+    users = models.ManyToManyField(
+        settings.AUTH_USER_MODEL,
+        blank=True,
+        related_name="+",
+        help_text="and to these users; neither: to everybody",
+    )
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        abstract = True
+
+
+class LanguageModel(Offered):
+    """A model of the catalogue. Without any that is the default, LLM_MODEL of the environment answers."""
+
+    name = models.CharField(max_length=100, unique=True, help_text="what users and clients call it")
+    description = models.CharField(max_length=200, blank=True)
+    model = models.CharField(
+        max_length=200, help_text="a pydantic-ai name such as openai:gpt-5.2; with a base URL: its name there"
+    )
+    base_url = models.CharField(max_length=500, blank=True, help_text="of an OpenAI-compatible server")
+    key_variable = models.CharField(
+        max_length=100, blank=True, help_text="the environment variable that holds its API key"
+    )
+    sealed_key = models.TextField(blank=True, editable=False)
+    """the API key, encrypted (omni2.sealing)"""
+    settings = models.JSONField(default=dict, blank=True, help_text="such as temperature and max_tokens")
+    system_prompt = models.TextField(blank=True)
+    history_tokens = models.PositiveIntegerField(default=6000, help_text="of the conversation so far, at most")
+    takes_tools = models.BooleanField(default=True)
+    input_usd_per_million = models.DecimalField(max_digits=12, decimal_places=6, null=True, blank=True)
+    output_usd_per_million = models.DecimalField(max_digits=12, decimal_places=6, null=True, blank=True)
+    first_token_timeout_s = models.PositiveIntegerField(default=90)
+    next_token_timeout_s = models.PositiveIntegerField(default=60)
+    attempts = models.PositiveSmallIntegerField(default=2, help_text="requests at most, until a first token comes")
+    is_default = models.BooleanField(default=False, help_text="answers who names no model")
+    fallback = models.ForeignKey(
+        "self",
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        related_name="+",
+        help_text="while this one is down",
+    )
+
+    class Meta:
+        db_table = "language_models"
+        verbose_name = "model"
+        ordering: ClassVar[list[str]] = ["name"]
+        constraints = [
+            models.UniqueConstraint("is_default", name="one_default_model", condition=models.Q(is_default=True))
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class GroupPrompt(models.Model):
+    """What models are told besides their own system prompt, in turns of a group's users."""
+
+    group = models.OneToOneField("auth.Group", on_delete=models.CASCADE, related_name="chat_prompt")
+    prompt = models.TextField()
+
+    class Meta:
+        db_table = "group_prompts"
+        verbose_name = "prompt of a group"
+        verbose_name_plural = "prompts of groups"
+        ordering: ClassVar[list[str]] = ["group__name"]
+
+    def __str__(self) -> str:
+        return f"prompt of {self.group}"
+
+
+class Transport(models.TextChoices):
+    """How a tool server is reached."""
+
+    HTTP = "http", "streamable HTTP"
+    STDIO = "stdio", "a program of this machine (stdio)"
+
+
+class ToolServer(Offered):
+    """An MCP server whose tools models may use."""
+
+    name = models.SlugField(max_length=40, unique=True, help_text="stands before the names of its tools")
+    transport = models.CharField(max_length=10, choices=Transport.choices, default=Transport.HTTP)
+    url = models.CharField(max_length=500, blank=True)
+    command = models.CharField(max_length=500, blank=True)
+    arguments = models.JSONField(default=list, blank=True, help_text="of the command: a list of strings")
+    sealed_headers = models.TextField(blank=True, editable=False)
+    """HTTP headers as JSON, encrypted (omni2.sealing)"""
+    sealed_environment = models.TextField(blank=True, editable=False)
+    """environment of the command as JSON, encrypted (omni2.sealing)"""
+    timeout_s = models.PositiveIntegerField(default=30, help_text="of one call")
+    allowed_tools = models.JSONField(default=list, blank=True, help_text="which of its tools; none: all")
+    approved_tools = models.JSONField(default=list, blank=True, help_text="which of them wait for the user's yes")
+    checked_at = models.DateTimeField(null=True, editable=False)
+    problem = models.CharField(max_length=300, blank=True, editable=False)
+    """why it could not be reached at the last check; empty: it could"""
+    tools = models.JSONField(default=list, editable=False)
+    """what it listed at the last check: [{"name", "description", "parameters"}]"""
+
+    class Meta:
+        db_table = "tool_servers"
+        verbose_name = "tool server"
+        ordering: ClassVar[list[str]] = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ToolApproval(models.Model):
+    """A tool call that waits for its user's yes, and what he said."""
+
+    call = models.UUIDField(primary_key=True, editable=False)
+    """the flow_id of its tool_call"""
+    turn_id = models.UUIDField(editable=False)
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+", db_index=False)
+    tool = models.CharField(max_length=200)
+    asked_at = models.DateTimeField(db_default=Now())
+    approved = models.BooleanField(null=True)
+    """None: nobody has said anything yet"""
+    decided_at = models.DateTimeField(null=True)
+
+    class Meta:
+        db_table = "tool_approvals"
+        default_permissions = ()
+        indexes = [models.Index("decided_at", name="idx_tool_approvals_decided")]
+
+    def __str__(self) -> str:
+        return f"{self.tool} in turn {self.turn_id}"
+
+
+class TurnStop(models.Model):
+    """Somebody asked that a turn ends now. Its process sees it within a second, whichever that is."""
+
+    turn_id = models.UUIDField(primary_key=True, editable=False)
+    stopped_by = models.CharField(max_length=255, help_text="user_id")
+    reason = models.CharField(max_length=500, blank=True, help_text="for admins")
+    message = models.CharField(max_length=500, blank=True, help_text="shown to the user")
+    stopped_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "turn_stops"
+        default_permissions = ()
+        permissions = [("stop", "Can stop running turns")]
+        indexes = [models.Index("stopped_at", name="idx_turn_stops_at")]
+
+    def __str__(self) -> str:
+        return f"stop of turn {self.turn_id}"

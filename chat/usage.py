@@ -5,6 +5,7 @@ that any number of requests at once, on any number of processes, cannot pass a l
 is synchronous and short; async code comes through `omni2.database.in_database`.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ Word = Literal[
     "admitted",
     "not_his_session",
     "blocked",
+    "no_such_model",
     "requests_per_day",
     "tokens_per_day",
     "cost_usd_per_day",
@@ -72,6 +74,51 @@ class Admitted:
     """the session he named is another user's"""
     earlier: list[Said] = field(default_factory=list)
     """of a session that goes on: what was said in it, the newest first"""
+    choice: "Choice | None" = None
+    """which model of the catalogue answers; None: that of the environment"""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the catalogue and the user's groups say about a turn."""
+
+    model: int | None
+    """the chosen row of language_models; None: the model of the environment"""
+    version: str
+    groups: tuple[int, ...]
+    prompts: tuple[str, ...]
+    """of his groups, by the groups' names"""
+
+
+# Which model answers: the one that is named, else the default, else the first of those that are offered to him.
+# Without any default the model of the environment answers who names none, and may be named too.
+_CHOICE = """,
+belongs AS (
+    SELECT COALESCE(array_agg(group_id), '{{}}') AS groups FROM users_groups JOIN person ON person.id = user_id
+),
+offered AS (
+    SELECT m.id, m.name, m.is_default, m.xmin::text AS version FROM language_models AS m, person, belongs
+    WHERE m.enabled AND (
+        NOT EXISTS (SELECT FROM language_models_groups WHERE languagemodel_id = m.id)
+            AND NOT EXISTS (SELECT FROM language_models_users WHERE languagemodel_id = m.id)
+        OR EXISTS (SELECT FROM language_models_groups WHERE languagemodel_id = m.id AND group_id = ANY (belongs.groups))
+        OR EXISTS (SELECT FROM language_models_users WHERE languagemodel_id = m.id AND user_id = person.id))
+),
+has_default AS (SELECT EXISTS (SELECT FROM language_models WHERE enabled AND is_default) AS yes),
+chosen AS (
+    SELECT offered.id, offered.version FROM offered, has_default
+    WHERE offered.name = %(model)s OR (%(model)s = '' AND has_default.yes)
+    ORDER BY offered.is_default DESC, offered.name LIMIT 1
+),
+model AS (
+    SELECT (SELECT id FROM chosen) AS id, (SELECT version FROM chosen) AS version,
+           NOT EXISTS (SELECT FROM chosen)
+               AND (has_default.yes OR %(model)s NOT IN ('', %(environment_model)s)) AS is_missing
+    FROM has_default
+)"""
+_CHOSEN = """jsonb_build_array(model.id, model.version, (SELECT to_jsonb(groups) FROM belongs),
+        (SELECT jsonb_agg(p.prompt ORDER BY g.name) FROM group_prompts AS p JOIN auth_group AS g ON g.id = p.group_id,
+                belongs WHERE p.group_id = ANY (belongs.groups)))"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +182,13 @@ session AS (
         OR EXISTS (SELECT FROM turns WHERE session_id = %(session)s AND user_id <> person.email)
     ) AS is_foreign FROM person
 ),
-block AS (SELECT message, reason FROM user_blocks JOIN person ON person.id = user_blocks.user_id),
+block AS (SELECT message, reason FROM user_blocks JOIN person ON person.id = user_blocks.user_id){choice},
 verdict AS (
     SELECT CASE
         WHEN person.problem IS NOT NULL THEN 'nobody'
         WHEN session.is_foreign THEN 'not_his_session'
         WHEN EXISTS (SELECT FROM block) THEN 'blocked'
+        {no_such_model}
         WHEN used.requests_per_day >= allowed.requests_per_day THEN 'requests_per_day'
         WHEN used.tokens_per_day >= allowed.tokens_per_day THEN 'tokens_per_day'
         WHEN used.cost_usd_per_day >= allowed.cost_usd_per_day THEN 'cost_usd_per_day'
@@ -148,7 +196,7 @@ verdict AS (
         WHEN NOT %(reserve)s OR person.email LIKE %(but_not)s THEN 'not_now'
         ELSE 'admitted'
     END AS word
-    FROM person, session, used, allowed
+    FROM person, session, used, allowed{model}
 ),
 counted AS (
     INSERT INTO daily_usage (user_id, day, requests, input_tokens, output_tokens, cost_usd)
@@ -172,8 +220,8 @@ question AS (
 SELECT {identity}, session.is_foreign,
     -- the statement does not see its own question
     CASE WHEN verdict.word = 'admitted' AND %(continued)s THEN ({earlier}) END,
-    verdict.word, block.message, block.reason, {numbers}
-FROM person CROSS JOIN session CROSS JOIN verdict CROSS JOIN used CROSS JOIN allowed CROSS JOIN clock
+    verdict.word, block.message, block.reason, {chosen}, {numbers}
+FROM person CROSS JOIN session CROSS JOIN verdict CROSS JOIN used CROSS JOIN allowed CROSS JOIN clock{cross_model}
 LEFT JOIN block ON true
 """
 
@@ -233,6 +281,8 @@ def admit(
     message: str,
     reserve: bool,
     but_not: str = "",
+    model: str | None = None,
+    environment_model: str = "",
 ) -> Admitted | None:
     """Find out who asks, judge his request and, when it is let in, reserve it and read what was said before: all in
     one trip to PostgreSQL. None: nobody has that credential.
@@ -241,11 +291,12 @@ def admit(
     charged as ended, and conversation and question are kept. Otherwise nothing is written, but that a token was used.
     `continued`: the client named the session itself, so it has to be his. `reserve` false, or a user_id
     like `but_not`: judge only, and answer `not_now` where it would have been let in.
+    `model`: the name of one of the catalogue, "" for whichever answers him; None leaves the catalogue out.
     """
     with connection.cursor() as cursor:
         # Works because Django binds parameters on the client, so several statements make one query.
         cursor.execute(
-            _admitting(credential.person),
+            _admitting(credential.person, model is not None),
             {
                 **_about_everybody(),
                 **credential.parameters,
@@ -257,24 +308,43 @@ def admit(
                 "title": " ".join(message[: TITLE_CHARACTERS * 2].split())[:TITLE_CHARACTERS],
                 "reserve": reserve,
                 "but_not": but_not,
+                "model": model,
+                "environment_model": environment_model,
             },
         )
         cursor.nextset()
         row = cursor.fetchone()
     if row is None:
         return None
-    who, (is_foreign, earlier, word, block_message, block_reason, *numbers) = row[:6], row[6:]
+    who, (is_foreign, earlier, word, block_message, block_reason, chosen, *numbers) = row[:6], row[6:]
     identity = credential.identity(who)
     if identity.problem is not None:
         return Admitted(identity, None, is_foreign)
     limits, resets_at, seconds = _read_numbers(numbers)
     verdict = Verdict(word, limits, resets_at, seconds, block_message or "", block_reason or "")
-    return Admitted(identity, verdict, is_foreign, [Said(*each) for each in earlier or ()])
+    return Admitted(identity, verdict, is_foreign, [Said(*each) for each in earlier or ()], _choice(chosen))
+
+
+def _choice(chosen: Any) -> Choice | None:
+    if chosen is None:
+        return None
+    model, version, groups, prompts = json.loads(chosen) if isinstance(chosen, str) else chosen
+    return Choice(model, version or "", tuple(groups or ()), tuple(prompts or ()))
 
 
 @cache
-def _admitting(person: str) -> str:
-    return _ADMIT.format(person=person, noted=NOTED, facts=_FACTS, identity=IDENTITY, earlier=EARLIER, numbers=_NUMBERS)
+def _admitting(person: str, chooses: bool) -> str:
+    # where there is nothing to choose from, the choice costs nothing either
+    choosing = {
+        "choice": _CHOICE.format() if chooses else "",
+        "no_such_model": "WHEN model.is_missing THEN 'no_such_model'" if chooses else "",
+        "model": ", model" if chooses else "",
+        "cross_model": " CROSS JOIN model" if chooses else "",
+        "chosen": _CHOSEN if chooses else "NULL",
+    }
+    return _ADMIT.format(
+        person=person, noted=NOTED, facts=_FACTS, identity=IDENTITY, earlier=EARLIER, numbers=_NUMBERS, **choosing
+    )
 
 
 def _about_everybody() -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """Which model answers whom: what the settings say, without loading what asks it."""
 
+import os
 from typing import NamedTuple
 
 from django.conf import settings
 
 from chat import demonstration
+from chat.catalogue import Entry
 from chat.scripted_model import SCRIPTED
+from omni2.sealing import unseal
 
 
 class Wanted(NamedTuple):
@@ -15,6 +18,15 @@ class Wanted(NamedTuple):
     base_url: str
     api_key: str
     provider: str
+    entry: Entry | None = None
+    """the row of the catalogue, if it is one"""
+
+
+def wanted_entry(entry: Entry) -> Wanted:
+    """What a row of the catalogue asks for. No I/O. Raises omni2.sealing.CannotOpen."""
+    row = entry.row
+    key = unseal(row["sealed_key"]) or os.environ.get(row["key_variable"], "")
+    return Wanted(row["model"], row["base_url"], key, "openai-compatible" if row["base_url"] else "", entry)
 
 
 def wanted_model(user_id: str) -> Wanted:

@@ -35,7 +35,8 @@ QUERY = """
 SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,
        (SELECT coalesce(jsonb_agg(jsonb_build_array(id, user_id, enabled_by, enabled_at, expires_at, reason)), '[]')
           FROM monitored_users WHERE ended_at IS NULL AND expires_at > statement_timestamp()),
-       (SELECT coalesce(jsonb_object_agg(config_key, config_value), '{}') FROM omni2_config WHERE is_active)
+       (SELECT coalesce(jsonb_object_agg(config_key, config_value), '{{}}') FROM omni2_config WHERE is_active),
+       jsonb_build_object({followed})
 """
 
 
@@ -64,6 +65,8 @@ class Reading:
     clock_us: int
     periods: Mapping[str, Period]
     settings: Mapping[str, object]
+    followed: Mapping[str, object]
+    """what is followed beside them, by name"""
 
 
 def _monotonic_us() -> int:
@@ -88,15 +91,15 @@ def _period(row: tuple[int, str, str, str, str, str]) -> Period:
     )
 
 
-def _ask() -> Reading:
+def _ask(query: str = QUERY.format(followed="")) -> Reading:
     """One query."""
     with connection.cursor() as cursor:
         asked_us = _monotonic_us()
-        cursor.execute(QUERY)
-        clock_us, periods, settings = cursor.fetchone()
+        cursor.execute(query)
+        clock_us, periods, settings, followed = cursor.fetchone()
         answered_us = _monotonic_us()
     found = {period.user_id: period for period in map(_period, json.loads(periods))}
-    return Reading(asked_us, answered_us, clock_us, found, json.loads(settings))
+    return Reading(asked_us, answered_us, clock_us, found, json.loads(settings), json.loads(followed))
 
 
 class Watchlist:
@@ -115,6 +118,9 @@ class Watchlist:
         self._woken = asyncio.Event()
         self._answered = asyncio.Event()
         self._asking = asyncio.Lock()
+        self._followed: dict[str, tuple[str, Callable[[object], None]]] = {}
+        self._seen: dict[str, object] = {}
+        self._query = QUERY.format(followed="")
         self.failures = 0
 
     # --- questions: no I/O --------------------------------------------------------------------
@@ -171,16 +177,24 @@ class Watchlist:
             else:
                 listener(user_id, change, period)
 
+    def follow(self, name: str, sql: str, listener: Callable[[object], None]) -> None:
+        """Read one more thing with each question, and be told its value when it is not what it was, on the loop
+        (in a process without one: where it is read). `sql` is an expression that costs next to nothing and holds
+        no text from outside; its value comes as JSON. To be called before the list is started."""
+        self._followed[name] = (sql, listener)
+        followed = (f"'{each}', ({expression})" for each, (expression, _) in self._followed.items())
+        self._query = QUERY.format(followed=", ".join(followed))
+
     # --- reading PostgreSQL -------------------------------------------------------------------
 
     async def refresh(self) -> None:
         """Ask PostgreSQL now. One query; raises django.db.Error when it is away."""
         async with self._asking:
-            self._take(await in_database(_ask))
+            self._take(await in_database(_ask, self._query))
 
     def refresh_sync(self) -> None:
         """The same for a process without a loop; its listeners are called here."""
-        self._take(_ask())
+        self._take(_ask(self._query))
 
     def _take(self, reading: Reading) -> None:
         if reading.asked_us < self._asked_us:
@@ -191,6 +205,7 @@ class Watchlist:
         before, self._periods = self._periods, reading.periods
         self._take_settings(reading.settings)
         self._report(before, reading)
+        self._report_followed(reading.followed)
 
     def _set_clock(self, reading: Reading) -> None:
         """The true offset lies between these two; the estimate moves only when it is proved wrong,
@@ -217,6 +232,17 @@ class Watchlist:
                 self._tell(user_id, "enabled", period)
             elif known.expires_us != period.expires_us:
                 self._tell(user_id, "extended", period)
+
+    def _report_followed(self, followed: Mapping[str, object]) -> None:
+        for name, value in followed.items():
+            if name in self._seen and self._seen[name] == value:
+                continue
+            self._seen[name] = value
+            listener = self._followed[name][1]
+            if self._loop is not None and self._loop.is_running():
+                self._loop.call_soon_threadsafe(listener, value)
+            else:
+                listener(value)
 
     def _drop_expired(self) -> None:
         """PostgreSQL cannot be asked: what has run out by the known clock is over."""

@@ -19,6 +19,7 @@ from django.conf import settings
 from django.core.management import call_command
 from django.db import Error, connections
 
+from chat.catalogue import FOLLOWED, catalogue
 from chat.slots import forget_settled
 from chat.usage import left_unsettled, settle_abandoned
 from flows import heartbeat, keeping
@@ -78,13 +79,22 @@ async def _start(loop: asyncio.AbstractEventLoop, beside: Callable[[], Coroutine
     pulse = heartbeat.Heartbeat(tracker)
     # before the first turn, so that the sweep can judge it from its first moment
     await pulse.once()
+    watchlist.follow("catalogue", FOLLOWED, lambda _: _keep(loop.create_task(_read_catalogue(), name="catalogue")))
     await watchlist.start()
+    await _read_catalogue()
     # so that a step of this machine's clock moves no checkpoint, and turns of several machines sort as they were
     use_clock(watchlist.clock_ns)
     _keep(loop.create_task(pulse.run(), name="heartbeat"))
     _keep(loop.create_task(beside(), name="beside"))
     _end_in_order(loop)
     _starting = None
+
+
+async def _read_catalogue() -> None:
+    try:
+        await in_database(catalogue.read)
+    except (Error, OSError) as problem:
+        logger.warning("the catalogue of models could not be read: %s", problem)
 
 
 def _keep(task: asyncio.Task[Any]) -> None:

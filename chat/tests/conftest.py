@@ -156,9 +156,9 @@ class Client:
         self, message: Any = None, *, path: str = "/api/v1/ask/stream", body: bytes | None = None, **more: Any
     ) -> Call:
         headers = more.pop("headers", [])
-        session_id = more.pop("session_id", None)
+        named = {name: more.pop(name) for name in ("session_id", "model") if name in more}
         if body is None:
-            body = json.dumps({"message": message, **({"session_id": session_id} if session_id else {})}).encode()
+            body = json.dumps({"message": message, **{name: value for name, value in named.items() if value}}).encode()
         if self.token is not None:
             headers = [(b"authorization", b"Bearer " + self.token.encode()), *headers]
         return Call(path, body, headers, **more)

@@ -241,7 +241,7 @@ async def test_it_keeps_the_last_list_while_postgresql_is_away(
     await ear.until("enabled")
     there = module._ask
 
-    def away() -> module.Reading:
+    def away(*_: Any) -> module.Reading:
         raise OperationalError("the server is away")
 
     monkeypatch.setattr(module, "_ask", away)
@@ -329,7 +329,7 @@ async def test_it_ignores_an_answer_older_than_the_last(bob: Any, olga: Any) -> 
 
 
 def reading(*, asked_us: int, answered_us: int, clock_us: int) -> module.Reading:
-    return module.Reading(asked_us, answered_us, clock_us, {}, {})
+    return module.Reading(asked_us, answered_us, clock_us, {}, {}, {})
 
 
 def test_it_lets_a_slow_answer_not_shift_the_clock() -> None:

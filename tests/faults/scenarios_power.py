@@ -12,7 +12,8 @@ from tests.faults.scenario import scenario, strange
 from tests.faults.scenarios_redis import back_to_redis, start_valkey, valkey
 
 BEHIND_S = 1.5
-"""`everysec` may be two seconds behind, when the disk is slow; what a process appends again reaches back five at least."""
+"""`everysec` may be two seconds behind, when the disk is slow; what a process appends again reaches back
+five at least."""
 
 
 class Disk:
