@@ -42,6 +42,9 @@ COST_ROUNDS = 2
 COST_CHECKPOINTS = 30
 COST_RATE = 20.0
 SETTLE_S = 0.5
+FRAME_TAKES_S = 0.001
+"""More than a frame costs in any way of this section."""
+
 WARM = 20
 PEOPLE = 40
 
@@ -149,9 +152,10 @@ class Stage:
         """The next name, without the rest of its address: "ours" are monitored, the listener hands on "usual"."""
         return f"{kind}-{next(self._numbers)}"
 
-    def ages_ms(self, user_id: str, *, way: str, rate: float, count: int, whole: bool) -> list[float]:
-        """How old each checkpoint was when it came to a sampled reader. `whole`: everybody must have all."""
-        timeout_s = count / rate + (20 if whole else USUAL_WAIT_S)
+    def ages_ms(self, user_id: str, *, way: str, rate: float, count: int, whole: bool, frames: int = 0) -> list[float]:
+        """How old each checkpoint was when it came to a sampled reader. `whole`: everybody must have all, however
+        long so many `frames` take."""
+        timeout_s = count / rate + (20 + frames * FRAME_TAKES_S if whole else USUAL_WAIT_S)
         self.readers.tell(do="read", expected=count, sampled=SAMPLED, timeout_s=timeout_s, all_of_them=whole)
         recorded = self.recorder.ask(way=way, user_id=user_id, rate=rate, count=count)
         found = self.readers.answer()
@@ -309,8 +313,9 @@ class Costs:
         """Microseconds of the web process' CPU for each frame that came to a watcher."""
         before_s = server.cpu_s
         user_id = f"{name}@example.com"
-        self.stage.ages_ms(user_id, way="record", rate=COST_RATE, count=COST_CHECKPOINTS, whole=True)
-        return (server.cpu_s - before_s) / COST_CHECKPOINTS / (self.watchers + WARM) * 1e6
+        frames = COST_CHECKPOINTS * (self.watchers + WARM)
+        self.stage.ages_ms(user_id, way="record", rate=COST_RATE, count=COST_CHECKPOINTS, whole=True, frames=frames)
+        return (server.cpu_s - before_s) / frames * 1e6
 
 
 def costs(stage: Stage, watchers: int) -> list[Row]:
