@@ -27,7 +27,7 @@ from redis.exceptions import RedisError, ResponseError
 from flows import keys
 from flows.pruning import is_gone
 from flows.redis import sync_client
-from flows.store import is_refusal, missing_parents, store
+from flows.store import is_refusal, lacked_parent, missing_parents, store
 
 logger = logging.getLogger(__name__)
 
@@ -448,7 +448,8 @@ class Persister(Loop):
     def _judge(self, entry: LogEntry, problem: Exception) -> "Stored":
         """One entry that was refused alone: not yet (its parent may still come), or never."""
         key = (entry.shard, entry.entry_id)
-        if isinstance(problem, IntegrityError) and missing_parents([entry.document]):
+        # its parent may be stored by now: after a failover two persisters may read one shard for a moment
+        if isinstance(problem, Error) and lacked_parent(problem):
             since = self._first_withheld.setdefault(key, time.monotonic())
             if time.monotonic() - since < PARENT_PATIENCE_S:
                 return Stored([entry])

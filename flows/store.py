@@ -167,6 +167,11 @@ def store(documents: Sequence[bytes]) -> int:
     return int(row[0]) if row else 0
 
 
+def lacked_parent(problem: Error) -> bool:
+    """Whether PostgreSQL refused a checkpoint because its parent was not there: it may come, or have come by now."""
+    return getattr(problem.__cause__, "sqlstate", None) == "23503"
+
+
 _MISSING_PARENTS = """
 SELECT DISTINCT r.parent_id FROM jsonb_to_recordset(%s::jsonb) AS r(flow_id uuid, parent_id uuid)
 WHERE r.parent_id IS NOT NULL AND NOT EXISTS (SELECT FROM interaction_flows f WHERE f.flow_id = r.parent_id)

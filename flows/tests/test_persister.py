@@ -259,6 +259,26 @@ def test_it_makes_lost_groups_again_and_skips_nothing(client: redis.Redis) -> No
     assert InteractionFlow.objects.count() == 2
 
 
+class Late(Persister):
+    """Another persister, which reads the same shard for a moment, stores the parent after PostgreSQL refused the
+    child here, and before this one has judged it."""
+
+    def _judge(self, entry: Any, problem: Exception) -> Any:
+        store([document(1)])
+        return super()._judge(entry, problem)
+
+
+def test_a_parent_that_comes_a_moment_too_late_makes_no_dead_letter(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(persister, "WITHHELD_EVERY_S", 0.0)
+    append(client, document(2, parent=1))
+    steps(Late())
+    assert InteractionFlow.objects.count() == 2
+    assert left(client) == 0
+    assert client.xlen(keys.DEAD_LETTERS) == 0
+
+
 def test_it_waits_for_a_parent_and_stores_the_others(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(persister, "WITHHELD_EVERY_S", 0.0)
     other = "0199bbbb-0000-7000-8000-000000000001"
