@@ -37,6 +37,14 @@ BATCH_ENTRIES = 2_000
 """At most; a checkpoint has half a kilobyte mostly, and 9 at most."""
 
 BLOCK_MS = 500
+GATHER_S = 0.1
+GATHER_BELOW = 200
+"""Fewer new entries than this, of turns that all go on, wait so long at most for others before they are stored: one
+statement for a whole turn costs a fraction of one for each of its parts, and the turn is not disturbed before
+its first token. The end of a turn is stored at once: whoever has heard `done` may ask for it."""
+
+_IS_END = b'"checkpoint":"flow_end"'
+
 PARENT_PATIENCE_S = 300.0
 """How long an entry may wait for its parent before it counts as poison."""
 
@@ -284,12 +292,25 @@ class Persister(Loop):
             self._look_back()
             taken = self._persist(self._read_left_over())
             # with work in hand there is no waiting for more
-            return taken + self._persist(self._read_new(block_ms=None if taken else BLOCK_MS))
+            entries = self._read_new(block_ms=None if taken else BLOCK_MS)
+            return taken + self._persist(entries if taken else self._gather(entries))
         except Exception:
             # what was read and not dealt with is pending now, behind where a pass may stand
             for shard in self.shards.values():
                 shard.start_over()
             raise
+
+    def _gather(self, entries: list[LogEntry]) -> list[LogEntry]:
+        """These, and what comes until a turn ends, or the time is up, or there is enough."""
+        deadline = time.monotonic() + GATHER_S
+        come = entries
+        while come and len(entries) < GATHER_BELOW and not any(_IS_END in entry.document for entry in come):
+            left_ms = int((deadline - time.monotonic()) * 1000)
+            if left_ms <= 0:
+                break
+            come = self._read_new(block_ms=left_ms)
+            entries = [*entries, *come]
+        return entries
 
     def _look_back(self) -> None:
         """Every few seconds: see what is pending in every shard."""

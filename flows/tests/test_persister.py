@@ -260,6 +260,20 @@ def test_it_makes_lost_groups_again_and_skips_nothing(client: redis.Redis) -> No
     assert InteractionFlow.objects.count() == 2
 
 
+def test_the_beginning_of_a_turn_waits_for_more_and_its_end_does_not(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = worker()
+    monkeypatch.setattr(persister, "GATHER_S", 4.0)
+    append(client, document(1))
+    coming = threading.Timer(0.3, append, [client, document(2, parent=1), document(3, parent=1, checkpoint="flow_end")])
+    coming.start()
+    assert made.step() >= 2, "both came in one portion"
+    steps(made, 1)
+    assert InteractionFlow.objects.count() == 3
+    assert left(client) == 0
+
+
 class Late(Persister):
     """Another persister, which reads the same shard for a moment, stores the parent after PostgreSQL refused the
     child here, and before this one has judged it."""
