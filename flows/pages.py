@@ -102,7 +102,7 @@ def _found(user: User, reader: Reader, question: Asked) -> dict[str, Any]:
         "first": None if is_first else question.address(),
         "looked_until": page.looked_until,
         "looked_backwards": page.backwards,
-        "looked_at": history.LOOKED_AT,
+        "looked_at": f"{history.LOOKED_AT:,}",
         "chips": list(chips(question, names)),
         "outcomes": _outcomes(reader, question),
         "heads": _heads(question),
@@ -169,7 +169,7 @@ def _outcomes(reader: Reader, question: Asked) -> list[dict[str, Any]]:
     for value in OUTCOME_ORDER:
         about = words.outcome(None if value == RUNNING else value)
         count = counts[value]
-        said = f"{COUNTED_AT_MOST:,}+" if count > COUNTED_AT_MOST else f"{count:,}{more}"
+        said = f"{COUNTED_AT_MOST:,}+" if count > COUNTED_AT_MOST else f"{count:,}{more if count else ''}"
         chosen.append({**about, "value": value, "count": said, "is_none": not count and not since})
     hint = f"Counted in the newest {history.LOOKED_AT:,} turns of the other filters" if since else ""
     for chip in chosen:
