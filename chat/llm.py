@@ -547,12 +547,13 @@ class Dialogue:
         Only before a first token, and only for what may pass: first the same model, as often as it may be asked,
         then its fallback, which this dialogue goes on with.
         """
-        if reply.ttft_ms is not None or not problem.elsewhere:
+        now = asyncio.get_running_loop().time()
+        if reply.ttft_ms is not None or not problem.elsewhere or now >= deadline:
             return None
         wait_s = _pause_s(self._attempts, problem.retry_after_s)
         may_ask = problem.passes and self._attempts < self.model.attempts and not self.model.breaker.seconds_left()
         if may_ask and wait_s is not None:
-            return wait_s if asyncio.get_running_loop().time() + wait_s < deadline else None
+            return wait_s if now + wait_s < deadline else None
         if self.model.wanted is not None:
             self._tried.add(self.model.wanted.server)
         other = await in_database(models.instead_of, self.model, self._tried)
@@ -573,11 +574,14 @@ class Dialogue:
             self.model.model,
             [*before, replace(last, instructions=self.instructions)],
             model_settings=self.model.settings,
-            model_request_parameters=ModelRequestParameters(
-                function_tools=self._tools if self.model.takes_tools else []
-            ),
+            model_request_parameters=self.parameters,
             instrument=False,
         )
+
+    @property
+    def parameters(self) -> ModelRequestParameters:
+        """The tools, for a model that takes any."""
+        return ModelRequestParameters(function_tools=self._tools if self.model.takes_tools else [])
 
     def _take(self, response: ModelResponse, reply: Reply) -> None:
         """The round is over: keep what was said, and note which tools are asked for."""
