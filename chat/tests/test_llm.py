@@ -36,7 +36,7 @@ def test_the_local_model_gets_no_tools_and_a_small_memory(configured: Any) -> No
     assert not model.takes_tools
     assert model.memory_characters == llm.LOCAL_MEMORY_CHARACTERS
     assert model.settings["max_tokens"] == llm.LOCAL_ANSWER_TOKENS
-    assert llm.Dialogue(model, [], "Hello", TOOLS.values())._parameters.function_tools == []
+    assert llm.Dialogue(model, [], "Hello", TOOLS.values()).parameters.function_tools == []
 
 
 def test_any_name_goes_with_a_base_url(configured: Any) -> None:
@@ -176,14 +176,14 @@ def response(model: str, provider: str, url: str) -> ModelResponse:
 
 
 def test_a_known_model_has_a_price_and_an_unknown_one_has_none() -> None:
-    known = llm._cost(response("gpt-4o", "openai", "https://api.openai.com/v1/"))
+    known = llm.list_cost(response("gpt-4o", "openai", "https://api.openai.com/v1/"))
     assert known is not None
     assert Decimal("0.001") < known < Decimal("0.1")
-    assert llm._cost(response("scripted-model", "scripted", "http://127.0.0.1:1/v1")) is None
-    assert llm._cost(response("local", "local", "http://127.0.0.1:1/v1")) is None
+    assert llm.list_cost(response("scripted-model", "scripted", "http://127.0.0.1:1/v1")) is None
+    assert llm.list_cost(response("local", "local", "http://127.0.0.1:1/v1")) is None
 
 
 def test_tokens_nobody_told_are_unknown_and_not_zero() -> None:
     reply = llm.Reply()
-    llm._measure(SimpleNamespace(usage=RequestUsage(), get=None), reply)  # type: ignore[arg-type]
+    llm._measure(SimpleNamespace(usage=RequestUsage(), provider_response_id=None), reply, None)  # type: ignore[arg-type]
     assert (reply.input_tokens, reply.output_tokens, reply.cost_usd) == (None, None, None)
