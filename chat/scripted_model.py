@@ -231,6 +231,14 @@ async def parallel(seen: Seen) -> AsyncIterator[Chunk]:
         yield chunk
 
 
+@script("use")
+async def use(seen: Seen) -> AsyncIterator[Chunk]:
+    """Asks for the tools that the question names, all at once: a line each, `NAME {arguments}`."""
+    lines = re.findall(r"^\s*([\w-]+)\s+(\{.*\})\s*$", seen.question, re.M)
+    async for chunk in _tools_then_answer(seen, *lines):
+        yield chunk
+
+
 @script("talk_and_call")
 async def talk_and_call(seen: Seen) -> AsyncIterator[Chunk]:
     """Says something, asks for a tool, and goes on in the next round."""
