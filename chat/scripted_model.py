@@ -231,11 +231,27 @@ async def parallel(seen: Seen) -> AsyncIterator[Chunk]:
         yield chunk
 
 
+USED = r"^\s*([\w-]+)\s+(\{.*\})\s*$"
+
+
 @script("use")
 async def use(seen: Seen) -> AsyncIterator[Chunk]:
     """Asks for the tools that the question names, all at once: a line each, `NAME {arguments}`."""
-    lines = re.findall(r"^\s*([\w-]+)\s+(\{.*\})\s*$", seen.question, re.M)
-    async for chunk in _tools_then_answer(seen, *lines):
+    async for chunk in _tools_then_answer(seen, *re.findall(USED, seen.question, re.M)):
+        yield chunk
+
+
+@script("twice")
+async def twice(seen: Seen) -> AsyncIterator[Chunk]:
+    """The same as `use`, in two rounds, with a moment before the second."""
+    if seen.round == 1:
+        await asyncio.sleep(DEMO_THINK_S)
+    if seen.round < 2:
+        yield calls(*re.findall(USED, seen.question, re.M))
+        yield ends("tool_calls")
+        yield used(40, 12)
+        return
+    async for chunk in speak(seen, "The tools say: " + " and ".join(seen.results)):
         yield chunk
 
 

@@ -98,6 +98,8 @@ class Connection:
         self._client: Client[Any] | None = None
         self._calls = 0
         self._retired = False
+        self._anew = False
+        """the connection is of no use any more although its server may be: try at once"""
         self._woken = asyncio.Event()
         self._tried = asyncio.Event()
         """set while it is known whether the server can be reached"""
@@ -148,19 +150,24 @@ class Connection:
             if problem.error.message != "Session terminated":
                 raise
         # the server was started anew and knows nothing of us: it has not run the call
-        self._client = None
-        self._tried.clear()
-        self._wake()
+        self._begin_anew()
         return await (await self._connected()).call_tool_mcp(tool, arguments, meta=meta)
 
     async def _connected(self) -> Client[Any]:
-        while self._client is None:
+        while self._client is None or not self._client.is_connected():
+            if self._client is not None:
+                self._begin_anew()
             if self.problem:
                 raise ToolProblem(f"The tool server cannot be reached: {self.problem}")
             if self.task.done():
                 raise ToolProblem("The tool server was changed or removed.")
             await self._tried.wait()
         return self._client
+
+    def _begin_anew(self) -> None:
+        self._client, self._anew = None, True
+        self._tried.clear()
+        self._wake()
 
     def retire(self) -> None:
         """End it when its last call is through."""
@@ -179,8 +186,11 @@ class Connection:
                 began = time.monotonic()
                 try:
                     await self._live()
-                    failures = 0
+                    failures, self._anew = 0, False
                 except Exception as problem:  # noqa: BLE001 - the door of this task: whatever it is, the next try begins afresh
+                    if self._anew:
+                        self._anew = False
+                        continue
                     failures = failures + 1 if time.monotonic() - began < STEADY_S else 1
                     self._lose(words_of(problem))
                     await self._rest(BACK_OFF_S[min(failures, len(BACK_OFF_S)) - 1])
