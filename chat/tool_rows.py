@@ -79,6 +79,12 @@ class ServerRow:
             tools=tuple(each for each in listed if isinstance(each, dict)) if isinstance(listed, list) else (),
         )
 
+    @property
+    def address(self) -> tuple[Any, ...]:
+        """What a connection depends on: while it stays, a changed row needs no other connection."""
+        program = (self.command, self.arguments, self.sealed_environment)
+        return (self.name, self.transport, self.url, self.sealed_headers, *program)
+
     def headers(self) -> dict[str, str]:
         """Raises omni2.sealing.CannotOpen."""
         return open_pairs(self.sealed_headers)

@@ -1,9 +1,10 @@
 """The tool servers of a process: open connections to MCP servers, and what each of them lists.
 
-One `Connection` a server, event loop and version of its row. It is opened when a turn is first offered the server,
-and then kept: a task of its own owns it (a connection of the MCP client must be left by the task that entered it),
-asks for the list of tools every minute and when the server says that it changed, and connects again, ever more
-patiently, when it is lost. So nobody waits for a list, and a server that is down costs a turn nothing.
+One `Connection` a server and event loop, made anew when what it depends on changes in its row. It is opened when a
+turn is first offered the server, and then kept: a task of its own owns it (a connection of the MCP client must be
+left by the task that entered it), asks for the list of tools every minute and when the server says that it changed,
+and connects again, ever more patiently, when it is lost. So nobody waits for a list, and a server that is down costs
+a turn nothing.
 
 Programs (stdio) run behind chat/stdio_guard.py: ended with this process, however that ends.
 """
@@ -501,9 +502,10 @@ class ToolServers:
         self._retired: set[Connection] = set()
 
     def reach(self, row: ServerRow) -> Connection:
-        """The connection to this version of a server; opened, not waited for."""
+        """The connection to a server as this row has it; opened, not waited for."""
         known = self._connections.get(row.pk)
-        if known is not None and known.row.version == row.version and not known.task.done():
+        if known is not None and known.row.address == row.address and not known.task.done():
+            known.row = row
             return known
         if known is not None:
             self._retire(known)
@@ -511,13 +513,13 @@ class ToolServers:
         return connection
 
     def keep(self, rows: Mapping[int, ServerRow]) -> None:
-        """Let go of what was removed, switched off or changed; what was changed is connected anew, since whoever
-        needed it before will again."""
-        for pk, connection in list(self._connections.items()):
+        """Let go of what was removed or switched off; what is reached otherwise now is connected anew, since
+        whoever needed it before will again."""
+        for pk in list(self._connections):
             row = rows.get(pk)
             if row is None or not row.enabled:
                 self._retire(self._connections.pop(pk))
-            elif row.version != connection.row.version:
+            else:
                 self.reach(row)
 
     def _retire(self, connection: Connection) -> None:
@@ -535,8 +537,10 @@ class ToolServers:
 
     async def close(self) -> None:
         """Leave all servers; programs are ended. A few seconds at most."""
-        tasks = [each.task for each in (*self._connections.values(), *self._retired)]
+        for connection in self._connections.values():
+            self._retire(connection)
         self._connections.clear()
+        tasks = [each.task for each in self._retired]
         for task in tasks:
             task.cancel()
         if tasks:

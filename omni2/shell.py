@@ -19,6 +19,7 @@ ADMIN_PLACES: dict[str, tuple[str, str, str]] = {
     "monitoring.monitoreduser": ("People", "Monitored", "visibility"),
     "chat.userblock": ("People", "Blocks", "shield_person"),
     "chat.userlimits": ("People", "Limits", "speed"),
+    "chat.toolserver": ("System", "Tool servers", "build"),
     "monitoring.omni2config": ("System", "Config", "tune"),
     "accounts.apitoken": ("System", "Tokens", "vpn_key"),
     "accounts.accesslog": ("System", "Access log", "policy"),

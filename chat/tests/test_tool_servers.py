@@ -126,9 +126,7 @@ async def test_without_tool_servers_a_turn_has_its_old_checkpoints(bob: Any, cli
 
 async def test_several_calls_run_at_once(bob: Any, client_of: Any, serve: Any, tree_of: Any, things: str) -> None:
     await until_known(await serve("things", url=things))
-    call = await client_of(bob).stream(
-        using(("things__wait", {"seconds": 0.5}), ("things__wait", {"seconds": 0.51}))
-    )
+    call = await client_of(bob).stream(using(("things__wait", {"seconds": 0.5}), ("things__wait", {"seconds": 0.51})))
     tree = await tree_of(bob, call.turn_id)
     (one, two) = [each["metadata"]["result"].split() for each in tree.every("tool_result")]
     assert float(one[0]) < float(two[1])
@@ -384,7 +382,7 @@ async def test_a_changed_row_is_a_new_connection_and_a_running_call_ends_on_the_
     old = await until_known(row)
     running = asyncio.create_task(old.call("wait", {"seconds": 0.5}))
     await asyncio.sleep(0.1)
-    await in_database(ToolServer.objects.filter(pk=row.pk).update, timeout_s=7)
+    await in_database(ToolServer.objects.filter(pk=row.pk).update, sealed_headers=seal_pairs({"x-key": "new"}))
     await in_database(server_rows.read)
     tool_servers.rows_changed()
     new = await until_known(row)
