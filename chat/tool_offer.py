@@ -84,7 +84,7 @@ async def make_offer(turn: TurnTrack, usage_check: Checkpoint, admission: Admiss
     await tool_servers().first_lists([each for each in reached.values() if _is_new(each)])
     for name, connection in list(reached.items()):
         if connection.known_tools() is None:
-            why = f"out of reach: {connection.problem}" if connection.problem else NOT_YET
+            why = f"out of reach: {connection.problem.rstrip('.')}" if connection.problem else NOT_YET
             withheld.append(Withheld(name, "", why))
             del reached[name]
     offered = list(reached) if takes_tools else [row.name for row in permitted]

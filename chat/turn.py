@@ -358,9 +358,7 @@ class Story:
             await self._say("approval", told)
             decision = await approvals.answer(question, within_s=within_s)
         finally:
-            status = {"approved": "passed", "cancelled": "cancelled"}.get(decision, "failed")
-            took = {"duration_ms": ms_since(started)}
-            turn.record("tool_approval", step, status=status, decision=decision, **facts, **took)
+            turn.record("tool_approval", step, status=decision, **facts, duration_ms=ms_since(started))
         if decision == "declined":
             raise tools.ToolProblem("The user declined this call.", code="declined")
         if decision == "expired":
