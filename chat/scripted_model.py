@@ -255,6 +255,20 @@ async def twice(seen: Seen) -> AsyncIterator[Chunk]:
         yield chunk
 
 
+@script("elsewhere")
+async def elsewhere(seen: Seen) -> AsyncIterator[Chunk]:
+    """Tells the time in Tokyo, and adds two numbers of the question, by whichever tools it is offered for that."""
+    offered = [str(each.get("function", {}).get("name", "")) for each in seen.body.get("tools") or ()]
+    wanted: list[tuple[str, dict[str, Any] | str]] = [
+        (name, {"timezone": "Asia/Tokyo"}) for name in offered if name.endswith("__get_current_time")
+    ] or [("clock", {"time_zone": "Asia/Tokyo"})]
+    if numbers := re.search(r"(\d+) plus (\d+)", seen.question):
+        two = {"a": int(numbers[1]), "b": int(numbers[2])}
+        wanted += [(name, two) for name in offered if name.endswith("__add")]
+    async for chunk in _tools_then_answer(seen, *wanted):
+        yield chunk
+
+
 @script("talk_and_call")
 async def talk_and_call(seen: Seen) -> AsyncIterator[Chunk]:
     """Says something, asks for a tool, and goes on in the next round."""
@@ -398,6 +412,7 @@ def _sentences(question: str) -> str:
 
 
 QUESTIONS = (
+    (re.compile(r"\btime is it in Tokyo\b", re.I), "elsewhere"),
     (re.compile(r"\b(both|and what is|compare)\b", re.I), "parallel"),
     (re.compile(r"\b(what time|date|clock)\b", re.I), "clock"),
     (re.compile(r"\d\s*[-+*/^%]\s*\d"), "calculator"),
