@@ -310,7 +310,12 @@ class ToolApproval(models.Model):
     """the flow_id of its tool_call"""
     turn_id = models.UUIDField(editable=False)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+", db_index=False)
+    session_id = models.UUIDField(editable=False)
+    server = models.CharField(max_length=40)
     tool = models.CharField(max_length=200)
+    call_id = models.CharField(max_length=200, help_text="what the model calls this call; once in a turn")
+    arguments = models.TextField(blank=True, help_text="as the model wrote them; empty once it is decided")
+    expires_at = models.DateTimeField()
     asked_at = models.DateTimeField(db_default=Now())
     approved = models.BooleanField(null=True)
     """None: nobody has said anything yet"""
@@ -319,7 +324,11 @@ class ToolApproval(models.Model):
     class Meta:
         db_table = "tool_approvals"
         default_permissions = ()
-        indexes = [models.Index("decided_at", name="idx_tool_approvals_decided")]
+        constraints = [models.UniqueConstraint("turn_id", "call_id", name="one_approval_per_call")]
+        indexes = [
+            models.Index("decided_at", name="idx_tool_approvals_decided"),
+            models.Index("user", name="idx_tool_approvals_open", condition=models.Q(decided_at__isnull=True)),
+        ]
 
     def __str__(self) -> str:
         return f"{self.tool} in turn {self.turn_id}"

@@ -245,6 +245,44 @@ async def parallel(seen: Seen) -> AsyncIterator[Chunk]:
         yield chunk
 
 
+USED = r"^\s*([\w-]+)\s+(\{.*\})\s*$"
+
+
+@script("use")
+async def use(seen: Seen) -> AsyncIterator[Chunk]:
+    """Asks for the tools that the question names, all at once: a line each, `NAME {arguments}`."""
+    async for chunk in _tools_then_answer(seen, *re.findall(USED, seen.question, re.M)):
+        yield chunk
+
+
+@script("twice")
+async def twice(seen: Seen) -> AsyncIterator[Chunk]:
+    """The same as `use`, in two rounds, with a moment before the second."""
+    if seen.round == 1:
+        await asyncio.sleep(DEMO_THINK_S)
+    if seen.round < 2:
+        yield calls(*re.findall(USED, seen.question, re.M))
+        yield ends("tool_calls")
+        yield used(40, 12)
+        return
+    async for chunk in speak(seen, "The tools say: " + " and ".join(seen.results)):
+        yield chunk
+
+
+@script("elsewhere")
+async def elsewhere(seen: Seen) -> AsyncIterator[Chunk]:
+    """Tells the time in Tokyo, and adds two numbers of the question, by whichever tools it is offered for that."""
+    offered = [str(each.get("function", {}).get("name", "")) for each in seen.body.get("tools") or ()]
+    wanted: list[tuple[str, dict[str, Any] | str]] = [
+        (name, {"timezone": "Asia/Tokyo"}) for name in offered if name.endswith("__get_current_time")
+    ] or [("clock", {"time_zone": "Asia/Tokyo"})]
+    if numbers := re.search(r"(\d+) plus (\d+)", seen.question):
+        two = {"a": int(numbers[1]), "b": int(numbers[2])}
+        wanted += [(name, two) for name in offered if name.endswith("__add")]
+    async for chunk in _tools_then_answer(seen, *wanted):
+        yield chunk
+
+
 @script("talk_and_call")
 async def talk_and_call(seen: Seen) -> AsyncIterator[Chunk]:
     """Says something, asks for a tool, and goes on in the next round."""
@@ -442,6 +480,7 @@ def _sentences(question: str) -> str:
 
 
 QUESTIONS = (
+    (re.compile(r"\btime is it in Tokyo\b", re.I), "elsewhere"),
     (re.compile(r"\b(both|and what is|compare)\b", re.I), "parallel"),
     (re.compile(r"\b(what time|date|clock)\b", re.I), "clock"),
     (re.compile(r"\d\s*[-+*/^%]\s*\d"), "calculator"),

@@ -20,7 +20,12 @@ RESULT_CHARACTERS = 16_000
 
 
 class ToolProblem(Exception):
-    """What the model should know about why its call gave no result."""
+    """What the model should know about why its call gave no result. `code`: refused, declined or expired, where
+    the tool was not even asked."""
+
+    def __init__(self, message: str, *, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,16 @@ class Tool:
     parameters: dict[str, Any]
     call: Callable[[dict[str, Any]], Awaitable[str]]
     server: str = "builtin"
+    own_name: str = ""
+    """what its server calls it; empty: the same"""
+    server_pk: int | None = None
+    """the row of tool_servers; None: it is built in"""
+    timeout_s: float = TOOL_TIMEOUT_S
+
+    @property
+    def shown(self) -> str:
+        """Its name on pages and in checkpoints, where its server stands beside it."""
+        return self.own_name or self.name
 
 
 async def run(tool: Tool | None, name: str, arguments: dict[str, Any] | None) -> str:
@@ -42,10 +57,10 @@ async def run(tool: Tool | None, name: str, arguments: dict[str, Any] | None) ->
     if arguments is None:
         raise ToolProblem("The arguments are not a JSON object.")
     try:
-        async with asyncio.timeout(TOOL_TIMEOUT_S):
+        async with asyncio.timeout(tool.timeout_s):
             result = await tool.call(arguments)
     except TimeoutError:
-        raise ToolProblem(f"The tool did not answer within {TOOL_TIMEOUT_S:g} seconds.") from None
+        raise ToolProblem(f"The tool did not answer within {tool.timeout_s:g} seconds.") from None
     if len(result) > RESULT_CHARACTERS:
         return result[:RESULT_CHARACTERS] + f"\n[cut: {len(result) - RESULT_CHARACTERS} characters more]"
     return result

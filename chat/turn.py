@@ -19,9 +19,14 @@ from typing import Any, Protocol
 from django.db import Error as DatabaseProblem
 
 from chat import tools
+from chat.approvals import WAIT_S, approvals
+from chat.approvals import Question as ApprovalQuestion
 from chat.catalogue import catalogue
 from chat.checks import Admission, Question, block_facts, ms_since, usage_facts
 from chat.llm import WORDS, ChatModel, Dialogue, ModelFailed, Reply, ToolCall, models
+from chat.tool_offer import Offer, make_offer
+from chat.tool_rows import still_allowed
+from chat.tools import Tool
 from chat.usage import Totals, charge, withdraw
 from flows.capture import preview
 from flows.checkpoints import Checkpoint
@@ -37,6 +42,8 @@ ANSWER_BYTES = 512 * 1024
 ROUNDS = 10
 CALLS_PER_ROUND = 16
 DATABASE_WAIT_S = 2.0
+APPROVAL_REST_S = 30.0
+"""What is left of a turn when its user was asked and has not answered: for the tool and the model."""
 STOPPING = "The server is being restarted. Please ask again."
 CHARGE_AGAIN_AFTER_S = (1, 5, 15, 60)
 GIVE_BACK_AFTER_S = (0, 5, 60)
@@ -120,6 +127,8 @@ class Story:
     broken_tool: str = ""
     answered_by: ChatModel | None = None
     """the fallback, once it was asked instead of the model that was chosen"""
+    offer: Offer = field(default_factory=lambda: Offer({}))
+    """which tools the model was offered, and why not the others"""
 
     @property
     def model(self) -> ChatModel:
@@ -194,7 +203,8 @@ class Story:
         deadline = asyncio.get_running_loop().time() + TURN_TIMEOUT_S
         choice = self.admission.choice
         prompts = choice.prompts if choice else ()
-        offered = tools.TOOLS.values()
+        self.offer = await make_offer(self.turn, self.usage_check, self.admission)
+        offered = self.offer.tools.values()
         dialogue = Dialogue(self.model, self.admission.memory, self.question.message, offered, prompts=prompts)
         heard = self.question.message
         # Each wait for the model ends at the deadline by itself; this ends whatever else would not,
@@ -319,24 +329,29 @@ class Story:
 
     async def _use_tool(self, thinking: Checkpoint, call: ToolCall) -> tuple[ToolCall, str, bool]:
         """One call, from tool_call to tool_result, which is written in any case."""
-        tool = tools.TOOLS.get(call.tool)
+        tool, withheld = self.offer.tools.get(call.tool), self.offer.why_not(call.tool)
+        name, server = tool.shown if tool else (withheld and withheld.tool) or call.tool, tool or withheld
         step = self.turn.record(
             "tool_call",
             thinking,
             status="started",
-            tool=call.tool,
-            server=tool.server if tool else None,
+            tool=name,
+            server=server.server if server else None,
             call_id=call.call_id,
             **_shown(arguments=call.raw),
         )
-        started, status, text, error = time.monotonic(), "error", "", ""
+        started, status, text, error, code = time.monotonic(), "error", "", "", ""
         try:
-            await self._say("tool_call", {"tool": call.tool, "call_id": call.call_id})
+            await self._say("tool_call", {"tool": name, "call_id": call.call_id})
+            if tool is None and withheld is not None:
+                raise tools.ToolProblem(f"This tool was not offered: {withheld.reason}.", code="refused")
+            if tool is not None and tool.server_pk is not None:
+                await self._permit(step, tool, tool.server_pk, call)
             text = await tools.run(tool, call.tool, call.arguments)
             status = "ok"
         except tools.ToolProblem as problem:
             # it may repeat what the model was told, so no more of it is kept than of a result
-            text = str(problem)
+            text, code = str(problem), problem.code
             error = preview(text) or "The tool could not do that."
         except asyncio.CancelledError:
             status = error = "cancelled"
@@ -345,14 +360,51 @@ class Story:
             duration_ms = ms_since(started)
             if status == "error" and not error:
                 # a defect of the tool is on its way out: it ends the turn
-                self.broken_tool, self.failing, error = call.tool, step, "The tool failed."
+                self.broken_tool, self.failing, error = name, step, "The tool failed."
             outcome = {"error": error} if error else _shown(result=text)
-            self.turn.record("tool_result", step, status=status, tool=call.tool, duration_ms=duration_ms, **outcome)
+            if code:
+                outcome["code"] = code
+            self.turn.record("tool_result", step, status=status, tool=name, duration_ms=duration_ms, **outcome)
         await self._say(
             "tool_result",
-            {"tool": call.tool, "call_id": call.call_id, "status": status, "duration_ms": duration_ms},
+            {"tool": name, "call_id": call.call_id, "status": status, "duration_ms": duration_ms},
         )
         return call, text, status == "ok"
+
+    async def _permit(self, step: Checkpoint, tool: Tool, server_pk: int, call: ToolCall) -> None:
+        """Whether the call may be made, by what is true now. Raises ToolProblem when not."""
+        try:
+            right = await in_database(still_allowed, server_pk, tool.shown, self.turn.user_id)
+        except DatabaseProblem:
+            raise tools.ToolProblem("Whether you may use this tool could not be checked.", code="refused") from None
+        if right.refusal:
+            raise tools.ToolProblem(right.refusal, code="refused")
+        if right.needs_approval and call.arguments is not None:
+            await self._ask_user(step, tool, call)
+
+    async def _ask_user(self, step: Checkpoint, tool: Tool, call: ToolCall) -> None:
+        """Wait for the user's yes: two checkpoints, the question and what became of it. Raises ToolProblem
+        without a yes."""
+        turn = self.turn
+        left_s = self.started + TURN_TIMEOUT_S - APPROVAL_REST_S - time.monotonic()
+        within_s = max(1.0, min(WAIT_S, left_s))
+        question = ApprovalQuestion(
+            step.flow_id, turn.turn_id, turn.session_id, turn.user_id, tool.server, tool.shown, call.call_id, call.raw
+        )
+        await approvals.ask(question, within_s=within_s)
+        facts = {"tool": tool.shown, "server": tool.server, "call_id": call.call_id}
+        turn.record("tool_approval", step, status="started", expires_in_s=round(within_s), **facts)
+        started, decision = time.monotonic(), "cancelled"
+        try:
+            told = {**facts, "arguments": call.arguments, "expires_in_s": round(within_s), "turn_id": turn.turn_id}
+            await self._say("approval", told)
+            decision = await approvals.answer(question, within_s=within_s)
+        finally:
+            turn.record("tool_approval", step, status=decision, **facts, duration_ms=ms_since(started))
+        if decision == "declined":
+            raise tools.ToolProblem("The user declined this call.", code="declined")
+        if decision == "expired":
+            raise tools.ToolProblem("The user did not answer in time, so the call was not made.", code="expired")
 
     # --- usage ------------------------------------------------------------------------------------
 

@@ -88,6 +88,8 @@ class Choice:
     groups: tuple[int, ...]
     prompts: tuple[str, ...]
     """of his groups, by the groups' names"""
+    servers: tuple[tuple[int, str, bool], ...] = ()
+    """every tool server by name: its row, the row's version, and whether it is for him"""
 
 
 # Which model answers: the one that is named, else the default, else the first of those that are offered to him.
@@ -118,7 +120,14 @@ model AS (
 )"""
 _CHOSEN = """jsonb_build_array(model.id, model.version, (SELECT to_jsonb(groups) FROM belongs),
         (SELECT jsonb_agg(p.prompt ORDER BY g.name) FROM group_prompts AS p JOIN auth_group AS g ON g.id = p.group_id,
-                belongs WHERE p.group_id = ANY (belongs.groups)))"""
+                belongs WHERE p.group_id = ANY (belongs.groups)),
+        (SELECT jsonb_agg(jsonb_build_array(s.id, s.xmin::text,
+                NOT EXISTS (SELECT FROM tool_servers_groups WHERE toolserver_id = s.id)
+                    AND NOT EXISTS (SELECT FROM tool_servers_users WHERE toolserver_id = s.id)
+                OR EXISTS (SELECT FROM tool_servers_groups
+                           WHERE toolserver_id = s.id AND group_id = ANY (belongs.groups))
+                OR EXISTS (SELECT FROM tool_servers_users WHERE toolserver_id = s.id AND user_id = person.id))
+            ORDER BY s.name) FROM tool_servers AS s, belongs))"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,8 +337,9 @@ def admit(
 def _choice(chosen: Any) -> Choice | None:
     if chosen is None:
         return None
-    model, version, groups, prompts = json.loads(chosen) if isinstance(chosen, str) else chosen
-    return Choice(model, version or "", tuple(groups or ()), tuple(prompts or ()))
+    model, version, groups, prompts, servers = json.loads(chosen) if isinstance(chosen, str) else chosen
+    offered = tuple((pk, row, allowed) for pk, row, allowed in servers or ())
+    return Choice(model, version or "", tuple(groups or ()), tuple(prompts or ()), offered)
 
 
 @cache

@@ -43,6 +43,7 @@ STEP_WORDS = {
     "usage_check": "Limits check",
     "mcp_permission_check": "Tool rights check",
     "tool_filter": "Tool filter",
+    "tool_approval": "Approval by the user",
     "llm_complete": "Model round",
     "tool_result": "Tool",
 }

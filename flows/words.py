@@ -23,8 +23,8 @@ CHECKPOINTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "mcp_permission_check": {
             "icon": "policy",
             "kind": "check",
-            "ok": "Tools offered",
-            "refused": "No tools offered",
+            "ok": "Tool servers offered",
+            "refused": "No tool servers offered",
         },
         "tool_filter": {"icon": "filter_alt", "kind": "check", "ok": "Tools offered", "refused": "No tools offered"},
         "llm_thinking": {
@@ -42,6 +42,7 @@ CHECKPOINTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         },
         "tool_call": {"icon": "build", "kind": "tool"},
         "tool_result": {"icon": "build", "kind": "tool"},
+        "tool_approval": {"icon": "front_hand", "kind": "check"},
         "error": {"icon": "error", "kind": "error", "failed": "Failed"},
         "flow_end": {"icon": "flag", "kind": "end"},
     }
@@ -129,7 +130,12 @@ def state_of(start: Row, end: Row | None, *, over: bool) -> str:
     status = (end or start)["metadata"].get("status")
     if status == "failed":
         return "refused" if CHECKPOINTS.get(name, UNKNOWN)["kind"] == "check" else "failed"
-    return {"error": "failed", "cancelled": "cancelled"}.get(str(status), "ok")
+    return _STATES.get(str(status), "ok")
+
+
+_STATES: Mapping[str, str] = MappingProxyType(
+    {"error": "failed", "cancelled": "cancelled", "declined": "refused", "expired": "refused"}
+)
 
 
 # --- the words of each checkpoint: its label, where it is not the table's, and its facts ------------
@@ -167,6 +173,7 @@ def _usage_check(start: Row, end: Row | None, state: str) -> Words:
 
 def _tools_offered(start: Row, end: Row | None, state: str) -> Words:
     data = start["metadata"]
+    noun = "server" if start.get("checkpoint") == "mcp_permission_check" else "tool"
     offered, total, withheld = data.get("offered"), data.get("total"), data.get("withheld")
     names = [_withheld(one) for one in withheld] if isinstance(withheld, list) else []
     together = _many(total)
@@ -176,15 +183,15 @@ def _tools_offered(start: Row, end: Row | None, state: str) -> Words:
     if offered is not None:
         tools = _many(offered) or 0
         numbers = (
-            f"{count(tools)} {'tool' if tools == 1 else 'tools'}" if together is None else f"{tools} of {together}"
+            f"{count(tools)} {noun if tools == 1 else noun + 's'}" if together is None else f"{tools} of {together}"
         )
     why = short(data.get("reason") or "") if state == "refused" else ""
     return "", _join(numbers, "without " + short(", ".join(names)) if names else "", why)
 
 
 def _withheld(one: Any) -> str:
-    if isinstance(one, dict) and one.get("tool"):
-        return f"{plain(one['tool'])} ({plain(one.get('reason') or 'withheld')})"
+    if isinstance(one, dict) and (name := one.get("tool") or one.get("server")):
+        return f"{plain(name)} ({plain(one.get('reason') or 'withheld')})"
     return plain(one)
 
 
@@ -236,6 +243,15 @@ def _tool_result(start: Row, end: Row | None, state: str) -> Words:
     return _tool_call({"metadata": {"tool": tool}}, start, state)
 
 
+def _tool_approval(start: Row, end: Row | None, state: str) -> Words:
+    data = start["metadata"]
+    seconds, tool = data.get("expires_in_s"), data.get("tool")
+    asked = data.get("status") == "started"
+    within = f"within {duration(seconds * 1000)}" if asked and is_number(seconds) else ""
+    label = _APPROVALS.get(str(data.get("status")), "The user is asked for his yes")
+    return label, _join("" if tool is None else short(tool, 60), within)
+
+
 def _error(start: Row, end: Row | None, state: str) -> Words:
     code, message = start["metadata"].get("code"), start["metadata"].get("message")
     label = _capital(REASONS[code]) if isinstance(code, str) and code in REASONS else "Failed"
@@ -268,8 +284,17 @@ _WORDS: Mapping[str, Callable[[Row, Row | None, str], Words]] = MappingProxyType
         "llm_complete": _llm_complete,
         "tool_call": _tool_call,
         "tool_result": _tool_result,
+        "tool_approval": _tool_approval,
         "error": _error,
         "flow_end": _flow_end,
+    }
+)
+_APPROVALS: Mapping[str, str] = MappingProxyType(
+    {
+        "approved": "The user said yes",
+        "declined": "The user said no",
+        "expired": "The user did not answer in time",
+        "cancelled": "Nobody waits for the user any more",
     }
 )
 _ENDED: Mapping[str, str] = MappingProxyType(

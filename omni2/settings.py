@@ -173,6 +173,10 @@ LOCAL_MODEL_KEY = env.text("OMNI2_LOCAL_MODEL_KEY")
 CAPTURE = env.choice("OMNI2_CAPTURE", "preview", ("full", "preview", "none"))
 USAGE_TZ = env.text("OMNI2_USAGE_TZ", "UTC")
 NOTICE = env.flag("OMNI2_NOTICE", default=False)
+# The clock and the calculator that every model may use.
+BUILTIN_TOOLS = env.flag("OMNI2_BUILTIN_TOOLS", default=True)
+# Tool servers that are programs of this machine: whoever may configure one runs what he likes as this user.
+STDIO_TOOLS = env.flag("OMNI2_STDIO_TOOLS", default=False)
 # Requests one process works on at once; whoever comes beyond it is told to try again later.
 MAX_TURNS = env.integer("OMNI2_MAX_TURNS", 1000, low=1, high=100_000)
 # Open sockets of one process; whoever comes beyond it is told to try again later.

@@ -21,6 +21,7 @@ ADMIN_PLACES: dict[str, tuple[str, str, str]] = {
     "chat.userlimits": ("People", "Limits", "speed"),
     "chat.languagemodel": ("Gateway", "Models", "neurology"),
     "chat.groupprompt": ("Gateway", "Group prompts", "edit_note"),
+    "chat.toolserver": ("Gateway", "Tool servers", "build"),
     "monitoring.omni2config": ("System", "Config", "tune"),
     "accounts.apitoken": ("System", "Tokens", "vpn_key"),
     "accounts.accesslog": ("System", "Access log", "policy"),

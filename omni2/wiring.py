@@ -19,8 +19,10 @@ from django.conf import settings
 from django.core.management import call_command
 from django.db import Error, connections
 
+from chat import approvals, tool_servers
 from chat.catalogue import FOLLOWED, catalogue
 from chat.slots import forget_settled
+from chat.tool_rows import server_rows
 from chat.usage import left_unsettled, settle_abandoned
 from flows import heartbeat, keeping
 from flows.checkpoints import use_clock
@@ -80,6 +82,7 @@ async def _start(loop: asyncio.AbstractEventLoop, beside: Callable[[], Coroutine
     # before the first turn, so that the sweep can judge it from its first moment
     await pulse.once()
     watchlist.follow("catalogue", FOLLOWED, lambda _: _keep(loop.create_task(_read_catalogue(), name="catalogue")))
+    watchlist.follow("approvals", approvals.FOLLOWED, approvals.approvals.hear)
     await watchlist.start()
     await _read_catalogue()
     # so that a step of this machine's clock moves no checkpoint, and turns of several machines sort as they were
@@ -93,8 +96,10 @@ async def _start(loop: asyncio.AbstractEventLoop, beside: Callable[[], Coroutine
 async def _read_catalogue() -> None:
     try:
         await in_database(catalogue.read)
+        await in_database(server_rows.read)
+        tool_servers.rows_changed()
     except (Error, OSError) as problem:
-        logger.warning("the catalogue of models could not be read: %s", problem)
+        logger.warning("the catalogue of models and tool servers could not be read: %s", problem)
 
 
 def _keep(task: asyncio.Task[Any]) -> None:
@@ -173,6 +178,7 @@ async def drain() -> None:
         if turn.cancel is not None:
             turn.cancel()
     await _answers_end(within_s=LAST_WORDS_S)
+    await tool_servers.tool_servers().close()
     if tracker.flusher is not None and not await tracker.flusher.drain(FLUSH_S):
         logger.error("ended with %d checkpoints not written", len(tracker.queue))
     try:
@@ -235,10 +241,11 @@ def _persister() -> Persister:
 
 def tidy() -> None:
     """Remove what has no use any more: sessions that ran out, what processes counted 90 days ago, those that
-    ended a week ago and left nothing behind, and the figures of single hours long ago."""
+    ended a week ago and left nothing behind, the figures of single hours long ago, and answered questions to users."""
     call_command("clearsessions")
     heartbeat.forget_ended()
     keeping.forget_old_hours()
+    approvals.forget_old()
 
 
 class _Aside:

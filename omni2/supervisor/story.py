@@ -181,6 +181,8 @@ class Supervisor:
     def _postgres(self) -> Part:
         data, sockets = self.folder.path / "postgres", self._socket_folder()
         self.environment["DATABASE_URL"] = embedded.postgres_url(sockets)
+        # whoever runs everything himself may also run tool servers as programs
+        self.environment.setdefault("OMNI2_STDIO_TOOLS", "true")
 
         def before() -> None:
             if not (data / "PG_VERSION").exists():

@@ -8,12 +8,13 @@ export const CHECKPOINTS = {
   auth_check: { icon: "key", kind: "check", ok: "Signed in", refused: "Not let in" },
   block_check: { icon: "shield_person", kind: "check", ok: "Not blocked", refused: "Blocked" },
   usage_check: { icon: "speed", kind: "check", ok: "Within limits", refused: "Over limit" },
-  mcp_permission_check: { icon: "policy", kind: "check", ok: "Tools offered", refused: "No tools offered" },
+  mcp_permission_check: { icon: "policy", kind: "check", ok: "Tool servers offered", refused: "No tool servers offered" },
   tool_filter: { icon: "filter_alt", kind: "check", ok: "Tools offered", refused: "No tools offered" },
   llm_thinking: { icon: "neurology", kind: "model", running: "Model thinking", open: "Model did not finish" },
   llm_complete: { icon: "neurology", kind: "model", ok: "Model answered", failed: "Model failed", cancelled: "Model stopped" },
   tool_call: { icon: "build", kind: "tool" },
   tool_result: { icon: "build", kind: "tool" },
+  tool_approval: { icon: "front_hand", kind: "check" },
   error: { icon: "error", kind: "error", failed: "Failed" },
   flow_end: { icon: "flag", kind: "end" },
 };
@@ -89,7 +90,7 @@ function stateOf(start, end, over) {
   if (status === "error") return "failed";
   if (status === "failed") return known(CHECKPOINTS, start.checkpoint)?.kind === "check" ? "refused" : "failed";
   if (status === "cancelled") return "cancelled";
-  return "ok";
+  return status === "declined" || status === "expired" ? "refused" : "ok";
 }
 
 const WORDS = {
@@ -138,6 +139,11 @@ const WORDS = {
     return { label: short(tool ?? "tool", 60), facts: join(short(text(why), 120), left, short(given === undefined ? "" : text(given), 120)) };
   },
   tool_result: (start, _, state) => WORDS.tool_call({ metadata: { tool: start.metadata?.tool } }, start, state),
+  tool_approval({ metadata }) {
+    const { status, tool, expires_in_s: seconds } = metadata ?? {};
+    const within = status === "started" && Number.isFinite(seconds) ? `within ${duration(seconds * 1000)}` : "";
+    return { label: known(APPROVALS, status) ?? "The user is asked for his yes", facts: join(short(tool ?? "", 60), within) };
+  },
   error({ metadata: { code, message } = {} }) {
     const label = code && known(REASONS, code) ? capital(REASONS[code]) : "Failed";
     return { label, facts: join(short(message ?? ""), label === "Failed" ? code : "") };
@@ -154,12 +160,19 @@ const WORDS = {
   },
 };
 
-function tools({ metadata = {} }, _, state) {
+const APPROVALS = {
+  approved: "The user said yes",
+  declined: "The user said no",
+  expired: "The user did not answer in time",
+  cancelled: "Nobody waits for the user any more",
+};
+
+function tools({ checkpoint, metadata = {} }, _, state) {
   const { offered, total, withheld } = metadata;
-  const names = (list) => (Array.isArray(list) ? list.map((one) => (one?.tool ? `${one.tool} (${one.reason ?? "withheld"})` : String(one))) : []);
+  const names = (list) => (Array.isArray(list) ? list.map((one) => (one?.tool || one?.server ? `${one.tool || one.server} (${one.reason || "withheld"})` : String(one))) : []);
   const many = (list) => (Array.isArray(list) ? list.length : list);
   const all = many(total) ?? (Array.isArray(withheld) && offered !== undefined ? many(offered) + withheld.length : undefined);
-  const numbers = offered === undefined ? "" : all === undefined ? plural(many(offered), "tool") : `${many(offered)} of ${all}`;
+  const numbers = offered === undefined ? "" : all === undefined ? plural(many(offered), checkpoint === "mcp_permission_check" ? "server" : "tool") : `${many(offered)} of ${all}`;
   return { facts: join(numbers, names(withheld).length ? "without " + short(names(withheld).join(", ")) : "", state === "refused" ? short(metadata.reason ?? "") : "") };
 }
 
