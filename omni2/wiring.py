@@ -19,6 +19,7 @@ from django.conf import settings
 from django.core.management import call_command
 from django.db import Error, connections
 
+from chat import stops
 from chat.catalogue import FOLLOWED, catalogue
 from chat.slots import forget_settled
 from chat.usage import left_unsettled, settle_abandoned
@@ -80,6 +81,7 @@ async def _start(loop: asyncio.AbstractEventLoop, beside: Callable[[], Coroutine
     # before the first turn, so that the sweep can judge it from its first moment
     await pulse.once()
     watchlist.follow("catalogue", FOLLOWED, lambda _: _keep(loop.create_task(_read_catalogue(), name="catalogue")))
+    watchlist.follow("must_end", stops.FOLLOWED, stops.hear)
     await watchlist.start()
     await _read_catalogue()
     # so that a step of this machine's clock moves no checkpoint, and turns of several machines sort as they were
@@ -235,9 +237,10 @@ def _persister() -> Persister:
 
 def tidy() -> None:
     """Remove what has no use any more: sessions that ran out, what processes counted 90 days ago, those that
-    ended a week ago and left nothing behind, and the figures of single hours long ago."""
+    ended a week ago and left nothing behind, what was asked to stop, and the figures of single hours long ago."""
     call_command("clearsessions")
     heartbeat.forget_ended()
+    stops.forget_old()
     keeping.forget_old_hours()
 
 
