@@ -233,7 +233,7 @@ def _error(start: Row, end: Row | None, state: str) -> Words:
     label = _capital(REASONS[code]) if isinstance(code, str) and code in REASONS else "Failed"
     if code == "stopped":
         by, why = _stopper(start["metadata"]), start["metadata"].get("reason")
-        return f"Stopped by {by}" if by else label, _join(short(why) if _is_text(why) else "", _told(message))
+        return f"Stopped by {by}" if by else label, _join(short(why) if _is_text(why) else "", _quoted(message))
     return label, _join(short("" if message is None else message), code if label == "Failed" else "")
 
 
@@ -242,8 +242,8 @@ def _stopper(data: Metadata) -> str:
     return next((short(data[key], 60) for key in ("stopped_by_name", "stopped_by") if _is_text(data.get(key))), "")
 
 
-def _told(message: Any) -> str:
-    return f"the user is told “{short(message)}”" if _is_text(message) else ""
+def _quoted(message: Any) -> str:
+    return f"“{short(message)}”" if _is_text(message) else ""
 
 
 def _flow_end(start: Row, end: Row | None, state: str) -> Words:

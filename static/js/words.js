@@ -135,7 +135,7 @@ const WORDS = {
   error({ metadata: { code, message, reason: why, ...data } = {} }) {
     if (code === "stopped") {
       const by = stopper(data);
-      return { label: by ? `Stopped by ${by}` : capital(REASONS.stopped), facts: join(isText(why) ? short(why) : "", isText(message) ? `the user is told “${short(message)}”` : "") };
+      return { label: by ? `Stopped by ${by}` : capital(REASONS.stopped), facts: join(isText(why) ? short(why) : "", isText(message) ? `“${short(message)}”` : "") };
     }
     const label = code && known(REASONS, code) ? capital(REASONS[code]) : "Failed";
     return { label, facts: join(short(message ?? ""), label === "Failed" ? code : "") };
