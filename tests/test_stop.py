@@ -44,6 +44,12 @@ class Asking:
     def _ask(self) -> None:
         headers = {"Authorization": f"Bearer {self._token}"}
         address = self._omni2.urls[0] + "/api/v1/ask" + ("/stream" if self._stream else "")
+        try:
+            self._listen(address, headers)
+        except httpx2.TransportError:
+            self.events.append(("broken", {}))
+
+    def _listen(self, address: str, headers: dict[str, str]) -> None:
         with httpx2.stream("POST", address, json={"message": self._message}, headers=headers, timeout=90) as answer:
             self.status = answer.status_code
             if not self._stream or self.status != 200:
@@ -318,3 +324,39 @@ def test_a_turn_that_is_over_or_was_refused_cannot_be_stopped(omni2: Running) ->
     refused = Asking(omni2, token, "Hello").over().answer["turn_id"]
     eventually(lambda: omni2.sql("SELECT 1 FROM turns WHERE turn_id = %s", refused), "it is stored")
     assert post(omni2, f"/api/v1/turns/{refused}/stop", token).status_code == 409
+
+
+def test_a_turn_of_a_process_that_is_about_to_end_can_be_stopped(model: LlmServer, start_omni2: Any) -> None:
+    omni2 = start_omni2(llm_base_url=model.url, web=2, LLM_API_KEY="scripted", OMNI2_DRAIN_S="300")
+    user_id, token = new_user(omni2)
+    asking = Asking(omni2, token, "script:hang_in_middle")
+    eventually(lambda: asking.text, "it began to speak")
+    omni2.web[0].ask_to_end()
+    eventually(lambda: not_listening(omni2), "it takes no more requests")
+    assert omni2.web[0].alive
+    assert post(omni2, f"/api/v1/turns/{asking.turn_id}/stop", token).status_code == 202
+    assert_stopped(omni2, asking, message="You stopped this answer.", by=user_id)
+    eventually(lambda: not omni2.web[0].alive, "it ends, since nothing runs any more")
+
+
+def not_listening(omni2: Running) -> bool:
+    try:
+        httpx2.get(omni2.urls[0] + "/healthz", timeout=5)
+    except httpx2.TransportError:
+        return True
+    return False
+
+
+def test_a_turn_whose_process_has_died_is_abandoned_although_somebody_stopped_it(
+    model: LlmServer, start_omni2: Any
+) -> None:
+    omni2 = start_omni2(llm_base_url=model.url, web=2, LLM_API_KEY="scripted")
+    _, token = new_user(omni2)
+    asking = Asking(omni2, token, "script:hang_in_middle")
+    eventually(lambda: asking.text, "it began to speak")
+    turn_id = asking.turn_id
+    omni2.web[0].kill()
+    assert post(omni2, f"/api/v1/turns/{turn_id}/stop", token).status_code == 202
+    ended = "SELECT outcome FROM turns JOIN turn_usage u USING (turn_id) WHERE turn_id = %s AND u.ended_at IS NOT NULL"
+    assert eventually(lambda: omni2.sql(ended, turn_id), "the sweep ends it", limit_s=120) == [("abandoned",)]
+    assert post(omni2, f"/api/v1/turns/{turn_id}/stop", token).status_code == 409
