@@ -26,30 +26,22 @@ STOPPED_WORDS = "This answer was stopped."
 OWN_WORDS = "You stopped this answer."
 KEPT_DAYS = 1
 
-# {turn_id: [why, who, his name, message, reason]}, nearly always empty. Each part begins with something small (stops
-# of the last hour, blocks) or with the partial index of running turns. A turn runs ten minutes at most; of several
-# reasons the one somebody gave counts first.
+# {turn_id: [why, who, his name, message, reason]}, nearly always empty. All of it is looked up from the few turns that
+# run, so that neither many users nor many blocks make it dear: LIMIT keeps PostgreSQL from reading all of them instead.
+# Of several reasons the one somebody gave counts first.
 FOLLOWED = """
-SELECT coalesce(jsonb_object_agg(turn_id, facts), '{}') FROM (
-    SELECT DISTINCT ON (turn_id) turn_id, facts FROM (
-        SELECT 1 AS rank, turn.turn_id, jsonb_build_array(
-            CASE WHEN stop.stopped_by = owner.email THEN 'own' ELSE 'stop' END,
-            stop.stopped_by, coalesce(actor.name, ''), stop.message, stop.reason) AS facts
-        FROM turn_stops AS stop JOIN turn_usage AS turn USING (turn_id) JOIN users AS owner ON owner.id = turn.user_id
-        LEFT JOIN users AS actor ON actor.email = stop.stopped_by
-        WHERE turn.ended_at IS NULL AND stop.stopped_at > now() - interval '1 hour'
-        UNION ALL
-        SELECT 2, turn.turn_id, jsonb_build_array(
-            'block', coalesce(actor.email, ''), coalesce(actor.name, ''), block.message, block.reason)
-        FROM user_blocks AS block JOIN turn_usage AS turn USING (user_id)
-        LEFT JOIN users AS actor ON actor.id = block.blocked_by_id
-        WHERE turn.ended_at IS NULL
-        UNION ALL
-        SELECT 3, turn.turn_id, jsonb_build_array('inactive', '', '', '', '')
-        FROM turn_usage AS turn JOIN users AS owner ON owner.id = turn.user_id
-        WHERE turn.ended_at IS NULL AND NOT owner.is_active
-    ) AS reasons ORDER BY turn_id, rank
-) AS must_end"""
+SELECT coalesce(jsonb_object_agg(turn.turn_id, found.facts), '{}') FROM turn_usage AS turn CROSS JOIN LATERAL (
+    SELECT jsonb_build_array(CASE WHEN stop.stopped_by = owner.email THEN 'own' ELSE 'stop' END,
+        stop.stopped_by, (SELECT name FROM users WHERE email = stop.stopped_by), stop.message, stop.reason) AS facts
+    FROM turn_stops AS stop, users AS owner WHERE stop.turn_id = turn.turn_id AND owner.id = turn.user_id
+    UNION ALL
+    SELECT jsonb_build_array('block', actor.email, actor.name, block.message, block.reason)
+    FROM user_blocks AS block LEFT JOIN users AS actor ON actor.id = block.blocked_by_id
+    WHERE block.user_id = turn.user_id
+    UNION ALL
+    SELECT jsonb_build_array('inactive', NULL, NULL, '', '') FROM users WHERE id = turn.user_id AND NOT is_active
+    LIMIT 1
+) AS found WHERE turn.ended_at IS NULL"""
 
 _WORDS = {"own": OWN_WORDS, "stop": STOPPED_WORDS, "block": BLOCKED_WORDS, "inactive": REFUSALS["inactive"].detail}
 _REASONS = {"inactive": "the account was deactivated"}
@@ -60,8 +52,8 @@ def hear(value: Any) -> None:
     running.hear({turn_id: _stop(*facts) for turn_id, facts in value.items()})
 
 
-def _stop(why: str, stopped_by: str, name: str, message: str, reason: str) -> Stop:
-    return Stop(message.strip() or _WORDS[why], stopped_by, name, reason or _REASONS.get(why, ""))
+def _stop(why: str, stopped_by: str | None, name: str | None, message: str, reason: str) -> Stop:
+    return Stop(message.strip() or _WORDS[why], stopped_by or "", name or "", reason or _REASONS.get(why, ""))
 
 
 def call_out() -> None:

@@ -196,7 +196,7 @@ async def test_only_running_turns_must_end(bob: Any, charlie: Any, ada: Any) -> 
         }
         TurnStop.objects.all().delete()
         assert must_end() == {
-            runs: ["inactive", "", "", "", ""],
+            runs: ["inactive", None, None, "", ""],
             others: ["block", ada.user_id, ada.name, "No.", "because"],
         }
         TurnUsage.objects.filter(turn_id=others).delete()
