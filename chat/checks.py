@@ -21,6 +21,7 @@ from chat.catalogue import catalogue
 from chat.demonstration import DOMAIN, is_demonstration
 from chat.history import Exchange, memory
 from chat.llm import WORDS, ChatModel, Models, ModelUnavailable
+from chat.stops import BLOCKED_WORDS
 from chat.wanted import wanted_model
 from omni2.accounts.authenticate import (
     CSRF_FAILED,
@@ -35,7 +36,6 @@ from omni2.accounts.credentials import Credential, browsers, token_of
 
 DEMONSTRATION_USERS = "%@" + DOMAIN
 BODY_BYTES = 1024 * 1024
-BLOCKED_WORDS = "You have been blocked from this chat."
 NO_SUCH_MODEL = "There is no such model, or you may not use it."
 LIMIT_WORDS = {
     "requests_per_day": "You have used all your requests of today.",

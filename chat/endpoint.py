@@ -59,6 +59,8 @@ STATUS_OF = {
     "content_refused": 400,
     "internal_error": 500,
     "server_stopping": 503,
+    # 409: to be asked again by nobody but a person
+    "stopped": 409,
 }
 
 counted: Counter[str] = Counter()

@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
-from django.db import models
+from django.db import models, transaction
 from django.db.models.functions import Now
+
+from chat.stops import call_out
 
 TITLE_CHARACTERS = 120
 
@@ -71,7 +73,10 @@ class Message(models.Model):
 
 
 class UserBlock(models.Model):
-    """A user who may not chat. The message is for the user, the reason for admins only."""
+    """A user who may not chat. The message is for the user, the reason for admins only.
+
+    While there is one, his running turns are stopped (chat.stops): those that ran before, and one that was let in at
+    the very moment."""
 
     user = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="chat_block")
     message = models.TextField(blank=True, help_text="shown to the user; empty: a plain sentence")
@@ -88,6 +93,11 @@ class UserBlock(models.Model):
 
     def __str__(self) -> str:
         return f"{self.user} is blocked"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Saved; every process looks at once, after the commit, what it must stop."""
+        super().save(*args, **kwargs)
+        transaction.on_commit(call_out, robust=True)
 
 
 class UserLimits(models.Model):

@@ -2,8 +2,9 @@
 same story told to another audience.
 
 The story runs in a task of its own that nobody cancels. What can be cancelled is the work inside
-it (the model and the tools): `leave()` does that when the client has gone. So each turn is closed
-in order, whatever happens: its open steps, its flow_end, its usage, its slot.
+it (the model and the tools): `leave()` does that when the client has gone, `stop()` when somebody
+wants the turn to end. So each turn is closed in order, whatever happens: its open steps, its
+flow_end, its usage, its slot.
 """
 
 import asyncio
@@ -24,6 +25,8 @@ from chat.approvals import Question as ApprovalQuestion
 from chat.catalogue import catalogue
 from chat.checks import Admission, Question, block_facts, ms_since, usage_facts
 from chat.llm import WORDS, ChatModel, Dialogue, ModelFailed, Reply, ToolCall, models
+from chat.running import Stop, running
+from chat.stops import facts_of
 from chat.tool_offer import Offer, make_offer
 from chat.tool_rows import still_allowed
 from chat.tools import Tool
@@ -119,6 +122,8 @@ class Story:
     spoken: bool = False
     gone: bool = False
     interrupted: bool = False
+    stopped: Stop | None = None
+    """by whom and why, once somebody has"""
     ttft_ms: float | None = None
     """from the request to the first piece of the answer, tools and all"""
     work: "asyncio.Task[None] | None" = None
@@ -139,21 +144,39 @@ class Story:
         """The whole story. Never raises; returns when the turn is closed and paid for."""
         turn = self.turn
         turn.cancel = self.interrupt
+        running.begin(self)
         await self._say("session", {"session_id": turn.session_id, "turn_id": turn.turn_id})
         problem = await self._work()
+        running.end(self)
         if problem is not None:
-            called = _said(provider_request_id=problem.request_id)
-            failing = self.failing or self.usage_check
-            turn.record("error", failing, code=problem.code, message=problem.message, **called)
-        outcome = "disconnected" if self.gone else "failed" if problem else "completed"
-        first_token = {} if self.ttft_ms is None else {"ttft_ms": self.ttft_ms}
-        turn.end(outcome, duration_ms=self._ms(), **first_token)
-        logger.info("turn %s after %.0f ms", outcome, self._ms(), extra={"turn_id": turn.turn_id})
+            facts = facts_of(self.stopped) if self.stopped else _said(provider_request_id=problem.request_id)
+            turn.record("error", self.failing or self.usage_check, code=problem.code, message=problem.message, **facts)
+        self._end(problem)
         await asyncio.gather(self._settle(), turn.acknowledged(ACKNOWLEDGE_S))
         if problem is not None:
             await self._say("error", {"code": problem.code, "message": problem.message, "turn_id": turn.turn_id})
         else:
             await self._say("done", self._summary())
+
+    def _end(self, problem: Failed | None) -> None:
+        by: dict[str, Any] = {}
+        if self.stopped is not None:
+            outcome = "stopped"
+            by = {name: value for name, value in facts_of(self.stopped).items() if name != "reason"}
+        else:
+            outcome = "disconnected" if self.gone else "failed" if problem else "completed"
+        first_token = {} if self.ttft_ms is None else {"ttft_ms": self.ttft_ms}
+        self.turn.end(outcome, duration_ms=self._ms(), **first_token, **by)
+        logger.info("turn %s after %.0f ms", outcome, self._ms(), extra={"turn_id": self.turn.turn_id})
+
+    def stop(self, why: Stop) -> None:
+        """Somebody wants it to end: cancel the model and the tools at once, and say so. What ends already, by
+        itself or because its client has gone, ends as it would have."""
+        if self.gone or self.interrupted or self.stopped or (self.work is not None and self.work.done()):
+            return
+        self.stopped = why
+        if self.work is not None:
+            self.work.cancel()
 
     def leave(self) -> None:
         """The client has gone: cancel the model and the tools at once, and say no more."""
@@ -169,12 +192,14 @@ class Story:
 
     async def _work(self) -> Failed | None:
         """Run what can be cancelled; returns why it failed, None when it did not or nobody waits."""
-        if not (self.gone or self.interrupted):
+        if not (self.gone or self.interrupted or self.stopped):
             self.work = asyncio.create_task(self._answer())
             await asyncio.wait({self.work})
             problem = await self._problem_of(self.work)
         else:
             problem = None
+        if self.stopped is not None:
+            return Failed("stopped", self.stopped.message)
         if self.interrupted and not self.gone:
             return Failed("server_stopping", STOPPING)
         return None if self.gone else problem
@@ -184,8 +209,8 @@ class Story:
         try:
             await work
         except asyncio.CancelledError:
-            # Only `leave` and `interrupt` cancel it; a loop that shuts down takes the client away as well.
-            self.gone = not self.interrupted
+            # Only `leave`, `stop` and `interrupt` cancel it; a loop that shuts down takes the client away as well.
+            self.gone = self.gone or not (self.stopped or self.interrupted)
         except (Failed, ModelFailed) as problem:
             logger.warning("a turn failed: %s", problem, extra={"turn_id": self.turn.turn_id})
             return Failed(problem.code, problem.message, problem.request_id)

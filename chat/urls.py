@@ -1,14 +1,19 @@
 """The chat page and its API. The two ask routes are below Django: see omni2.asgi and chat.endpoint."""
 
-from django.urls import path
+from django.urls import URLPattern, URLResolver, path
 
 from chat.api_approvals import Approve, OpenApprovals
 from chat.api_models import model_urls
+from chat.api_stops import Block, StopTurn
 from chat.pages import page_urls
 
-urlpatterns = [
-    *page_urls,
+# <path:…> because an e-mail address may contain a slash
+api_urls: list[URLPattern | URLResolver] = [
     *model_urls,
     path("api/v1/approvals", OpenApprovals.as_view(), name="approvals"),
     path("api/v1/turns/<str:turn_id>/approvals/<path:call_id>", Approve.as_view(), name="approve"),
+    path("api/v1/turns/<uuid:turn_id>/stop", StopTurn.as_view(), name="turn-stop"),
+    path("api/v1/users/<path:user_id>/block", Block.as_view(), name="user-block"),
 ]
+
+urlpatterns = [*page_urls, *api_urls]

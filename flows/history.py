@@ -34,8 +34,14 @@ from flows.models import STAGES, InteractionFlow, Outcome, Turn, tag, tool_tag
 MAX_LIMIT = 500
 DEFAULT_LIMIT = 50
 # Only for those who may read everybody's flows; a user does not get these of his own. The reason of
-# a block is what one admin wrote for the others: the user's text is `message`.
-INTERNAL_METADATA = {"block_check": frozenset({"reason", "internal_reason"})}
+# a block is what one admin wrote for the others, as is who stopped a turn and why: the user's text is
+# `message`.
+_STOPPED = frozenset({"stopped_by", "stopped_by_name"})
+INTERNAL_METADATA = {
+    "block_check": frozenset({"reason", "internal_reason"}),
+    "error": _STOPPED | {"reason"},
+    "flow_end": _STOPPED,
+}
 NOTHING_INTERNAL: frozenset[str] = frozenset()
 RUNNING = "running"
 EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)

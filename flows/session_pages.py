@@ -78,6 +78,8 @@ def session(request: HttpRequest, session_id: str) -> HttpResponse:
             "lines": [_line(turn) for turn in found.turns if turn.turn_id not in shown],
             "compare": _compare(request, found).get("turn_id"),
             "usual": usual() if reader.sees_all else None,
+            "is_own": found.user_id == user.user_id,
+            "may_stop": user.has_perm("chat.stop"),
             "may_watch": settings.REDIS_ENABLED and user.has_perm("flows.watch"),
             "grow": f"/flows/{found.session_id}/growth?" + urlencode({"pass": _pass(user, found)}),
         },

@@ -82,6 +82,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "too_many_tool_calls": "too many tools at once",
         "internal_error": "something went wrong",
         "server_stopping": "the server was restarted",
+        "stopped": "stopped",
     }
 )
 
@@ -124,7 +125,7 @@ def state_of(start: Row, end: Row | None, *, over: bool) -> str:
     if name in {"llm_thinking", "tool_call"} and end is None:
         return "open" if over else "running"
     if name == "error":
-        return "failed"
+        return "refused" if metadata.get("code") == "stopped" else "failed"
     if name == "flow_end":
         return outcome(str(metadata.get("outcome")))["state"]
     status = (end or start)["metadata"].get("status")
@@ -255,15 +256,27 @@ def _tool_approval(start: Row, end: Row | None, state: str) -> Words:
 def _error(start: Row, end: Row | None, state: str) -> Words:
     code, message = start["metadata"].get("code"), start["metadata"].get("message")
     label = _capital(REASONS[code]) if isinstance(code, str) and code in REASONS else "Failed"
+    if code == "stopped":
+        by, why = _stopper(start["metadata"]), start["metadata"].get("reason")
+        return f"Stopped by {by}" if by else label, _join(short(why) if _is_text(why) else "", _quoted(message))
     return label, _join(short("" if message is None else message), code if label == "Failed" else "")
+
+
+def _stopper(data: Metadata) -> str:
+    """Who stopped the turn, by name; "" when that is not known or not for this reader."""
+    return next((short(data[key], 60) for key in ("stopped_by_name", "stopped_by") if _is_text(data.get(key))), "")
+
+
+def _quoted(message: Any) -> str:
+    return f"“{short(message)}”" if _is_text(message) else ""
 
 
 def _flow_end(start: Row, end: Row | None, state: str) -> Words:
     data = start["metadata"]
-    how, by, took = data.get("outcome"), data.get("stopped_by"), data.get("duration_ms")
+    how, by, took = data.get("outcome"), _stopper(data), data.get("duration_ms")
     label = OUTCOMES.get(str(how), {"label": "Ended"})["label"]
-    if how == "stopped" and _is_text(by):
-        label = f"Stopped by {short(by, 60)}"
+    if how == "stopped" and by:
+        label = f"Stopped by {by}"
     after = f"after {duration(took)}" if is_number(took) and how != "refused" else ""
     return label, _join(_ENDED.get(str(how), ""), after)
 

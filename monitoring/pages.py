@@ -59,6 +59,8 @@ def live(request: HttpRequest) -> HttpResponse:
     page = {
         "may_manage": user.has_perm(MANAGE),
         "may_view": user.has_perm("flows.view"),
+        "may_stop": user.has_perm("chat.stop"),
+        "may_block": user.has_perm("chat.add_userblock"),
         "live": "on" if settings.REDIS_ENABLED else "off",
         "most_panels": MOST_PANELS,
         "max_ttl_hours": times.max_ttl_hours,

@@ -58,6 +58,7 @@ DESCRIPTIONS = {
     "401": "No token or session, or a bad one",
     "403": "Not allowed",
     "404": "Nothing there, or nothing this reader may know of",
+    "409": "Not as things are now",
     "413": "`body_too_large`: more than 1 MiB",
     "429": "Too many; `Retry-After` says how many seconds to wait",
     "503": "`database_unavailable`; `Retry-After` says how many seconds to wait",

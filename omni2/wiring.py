@@ -19,7 +19,7 @@ from django.conf import settings
 from django.core.management import call_command
 from django.db import Error, connections
 
-from chat import approvals, tool_servers
+from chat import approvals, stops, tool_servers
 from chat.catalogue import FOLLOWED, catalogue
 from chat.slots import forget_settled
 from chat.tool_rows import server_rows
@@ -83,6 +83,7 @@ async def _start(loop: asyncio.AbstractEventLoop, beside: Callable[[], Coroutine
     await pulse.once()
     watchlist.follow("catalogue", FOLLOWED, lambda _: _keep(loop.create_task(_read_catalogue(), name="catalogue")))
     watchlist.follow("approvals", approvals.FOLLOWED, approvals.approvals.hear)
+    watchlist.follow("must_end", stops.FOLLOWED, stops.hear)
     await watchlist.start()
     await _read_catalogue()
     # so that a step of this machine's clock moves no checkpoint, and turns of several machines sort as they were
@@ -241,9 +242,11 @@ def _persister() -> Persister:
 
 def tidy() -> None:
     """Remove what has no use any more: sessions that ran out, what processes counted 90 days ago, those that
-    ended a week ago and left nothing behind, the figures of single hours long ago, and answered questions to users."""
+    ended a week ago and left nothing behind, the figures of single hours long ago, what was asked to stop, and
+    answered questions to users."""
     call_command("clearsessions")
     heartbeat.forget_ended()
+    stops.forget_old()
     keeping.forget_old_hours()
     approvals.forget_old()
 

@@ -15,11 +15,17 @@ from django.contrib.auth.hashers import PBKDF2PasswordHasher
 
 PASSWORD = "correct horse battery staple"
 RIGHTS = {
-    "operators": [("monitoring", "manage"), ("flows", "view"), ("flows", "watch"), ("flows", "operate")],
+    "operators": [
+        ("monitoring", "manage"),
+        ("flows", "view"),
+        ("flows", "watch"),
+        ("flows", "operate"),
+        ("chat", "stop"),
+    ],
     "auditors": [("flows", "view")],
 }
 # where a right lives, and what it is called until the migration that makes it has run
-HOMES = {"monitoring": "monitoreduser", "flows": "interactionflow"}
+HOMES = {"monitoring": "monitoreduser", "flows": "interactionflow", "chat": "turnstop"}
 
 
 class CheapPasswords(PBKDF2PasswordHasher):
@@ -69,7 +75,7 @@ def ada(db: None) -> Any:
 
 @pytest.fixture
 def olga(db: None) -> Any:
-    """Operator: monitoring.manage, flows.view, flows.watch, flows.operate."""
+    """Operator: monitoring.manage, flows.view, flows.watch, flows.operate, chat.stop."""
     return make_person("olga@example.com", "Olga Ladyzhenskaya", "operators")
 
 

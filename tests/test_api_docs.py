@@ -119,6 +119,7 @@ def test_the_page_shows_every_area_and_asks_no_other_server() -> None:
         "ledger",
         "monitoring",
         "turns",
+        "users",
         "description",
     }
     assert said == []

@@ -2,7 +2,7 @@
 // turn as a line that opens into rows: indent guides, icon, label, facts, a bar on the turn's own
 // time axis, the duration. The start and the end of a step are one row that changes.
 //
-//   const tree = new FlowTree(place, { order: "newest" | "oldest", now, load, historyOf, speak, onselect, usual })
+//   const tree = new FlowTree(place, { order: "newest" | "oldest", now, load, historyOf, stopFor, speak, onselect, usual })
 //   tree.add(checkpoint)      -> false when it has that flow_id already; nothing is drawn yet
 //   tree.flush()              -> draws what came since, returns those checkpoints
 //   tree.replace(checkpoints) -> shows exactly these, keeping what is open, focused and in view
@@ -10,6 +10,7 @@
 //   tree.clear()              -> the ended turns leave this page, and do not come back to it
 //   tree.select(flowId)       -> marks the row of this checkpoint and brings it into view; null: none
 //   tree.reveal(flowId)       -> the same, with its details and the focus: for links
+//   stopFor(turn)             -> a StopButton (stop.js) for the line of a turn
 //   onselect(flowId)          <- the reader went to this row himself (the start of its step)
 //   tree.usual = {…}          -> what is usual for a step: see pace.js
 //   tree.filter = { text, states }   states: a Set of running, ok, refused, failed, left
@@ -37,8 +38,8 @@ export class FlowTree {
   #looking = null;
   #clearedIds = new Set();
 
-  constructor(place, { order = "oldest", now = Date.now, load = null, historyOf = null, speak = false, onselect = null, onchange = null, usual = null } = {}) {
-    Object.assign(this, { place, order, now, load, historyOf, speak, onselect, onchange });
+  constructor(place, { order = "oldest", now = Date.now, load = null, historyOf = null, stopFor = null, speak = false, onselect = null, onchange = null, usual = null } = {}) {
+    Object.assign(this, { place, order, now, load, historyOf, stopFor, speak, onselect, onchange });
     this.#usual = usual;
     this.turns = new Map(); // turn_id -> Turn
     this.turnOf = new Map(); // flow_id -> Turn, for checkpoints that name no turn

@@ -6,7 +6,7 @@ import { Rows } from "./flow_rows.js";
 import { Step, before, costOf, tokensOf } from "./flow_step.js";
 import { count, duration, exact, instant, moment, money, plural, short } from "./format.js";
 import { PACES } from "./pace.js";
-import { ENDS, OUTCOMES, describe, known } from "./words.js";
+import { ENDS, OUTCOMES, describe, known, stopper } from "./words.js";
 
 const AXIS_STEP = 1.0025; // the axis grows by steps of less than a pixel: moving it touches every bar
 const MOST_NAMES = 500, NAMES_KEPT = 50; // names of steps, for the filter: while it is in memory, and after
@@ -184,8 +184,13 @@ export class Turn {
       : this.outcome === "completed" ? [took, ...this.totals]
       : this.outcome === "refused" ? ["refused", lower(this.problem ?? "")]
       : this.outcome === "failed" ? [lower(this.problem ?? "failed"), took, ...this.totals]
-      : [this.outcome === "disconnected" ? `left after ${took}` : `${lower(outcome)} after ${took}`, ...this.totals];
+      : [this.outcome === "disconnected" ? `left after ${took}` : `${lower(outcome)}${this.#byWhom} after ${took}`, ...this.totals];
     return said.filter(Boolean).join(" · ");
+  }
+
+  get #byWhom() {
+    const by = this.outcome === "stopped" ? stopper(this.flowEnd.metadata) : "";
+    return by ? ` by ${by}` : "";
   }
 
   // How the slowest of what runs stands to what is usual.
@@ -206,7 +211,8 @@ export class Turn {
     this.head = element("button", { className: "turn-head", attributes: { type: "button", "aria-controls": this.rows.element.id } },
       this.icon, this.time, this.name, this.meta);
     this.head.addEventListener("click", () => this.tree.toggle(this));
-    this.article = element("article", { className: "turn", data: { turnId: this.id } }, this.head, this.axis.element, this.rows.element);
+    this.stopButton = this.tree.stopFor?.(this) ?? null;
+    this.article = element("article", { className: "turn", data: { turnId: this.id } }, this.head, this.stopButton?.element, this.axis.element, this.rows.element);
     this.article.turn = this;
     return this.article;
   }
@@ -236,6 +242,8 @@ export class Turn {
       this.rows.element.setAttribute("aria-label", `Steps of “${title}”`);
     }
     this.name.classList.toggle("is-missing", this.question === null);
+    this.stopButton?.draw();
+    this.article.classList.toggle("can-stop", this.stopButton !== null && !this.ended);
     this.#drawFacts();
   }
 

@@ -1,10 +1,12 @@
 // The live wall: who is monitored, a panel for each user watched, what an operator may do about it.
 // The URL says who is watched; everything else is told by the sockets and by /live/people.
 
-import { announce, button, csrfToken, element, icon, pageData, typing } from "./dom.js";
+import { announce, button, element, icon, pageData, typing } from "./dom.js";
 import { FlowSocket } from "./flow_socket.js";
 import { FlowTree } from "./flow_tree.js";
 import { ago, clock, count, duration, exact, initials, instant, moment, plural, remaining } from "./format.js";
+import { send } from "./send.js";
+import { StopButton, blockButton } from "./stop.js";
 
 const page = pageData("live-page");
 const POLL_MS = 4000, POLL_HIDDEN_MS = 20_000;
@@ -44,6 +46,7 @@ class Panel {
       load: page.may_view ? loadTurn : null,
       usual,
       onchange: () => this.#showCounts(),
+      stopFor: page.may_stop ? (turn) => new StopButton(turn, { mayTell: true }) : null,
       historyOf: page.may_view ? (session, flowId) => `/flows/${encodeURIComponent(session)}/#${flowId}` : null,
     });
     this.tree.follow = following;
@@ -63,12 +66,13 @@ class Panel {
     this.timer = element("details", { className: "menu" });
     this.timeLeft = element("span");
     const close = button("", { symbol: "close", className: "icon-button", label: "Close this panel", title: "Close this panel" }, () => select(this.userId, false));
+    const block = page.may_block ? blockButton(this.userId, () => nameOf(this.userId)) : null;
     this.note = element("div", { className: "panel-note", attributes: { hidden: "" } });
     this.empty = element("div", { className: "panel-empty" });
     this.body = element("div", { className: "panel-body", attributes: { tabindex: "-1" } });
     const head = element("header", { className: "panel-head" },
       element("div", { className: "panel-who", title: this.userId }, this.avatar, this.name, this.address),
-      element("div", { className: "panel-state" }, this.pill, this.speed, this.timer, close));
+      element("div", { className: "panel-state" }, this.pill, this.speed, this.timer, block, close));
     this.counts = element("div", { className: "panel-counts", attributes: { hidden: "" } });
     this.foot = element("div", { className: "panel-foot", attributes: { hidden: "" } });
     this.element = element("section", { className: "panel", data: { user: this.userId }, attributes: { "aria-label": nameOf(this.userId) } }, head, this.note, this.empty, this.body, this.counts, this.foot);
@@ -490,24 +494,13 @@ async function askUsual() {
 
 // --- what an operator may do ------------------------------------------------------------------------
 
-async function post(address, body) {
-  const answer = await fetch(address, {
-    method: "POST",
-    headers: { "Content-Type": "application/json", Accept: "application/json", "X-CSRFToken": csrfToken() },
-    body: JSON.stringify(body),
-  });
-  const said = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw Object.assign(new Error(said.detail ?? "That did not work. Try again."), { fields: said });
-  return said;
-}
-
 async function enable(userId, hours, reason) {
-  await post("/api/v1/monitoring/enable", { user_id: userId, ttl_hours: hours, ...(reason ? { reason } : {}) });
+  await send("/api/v1/monitoring/enable", { user_id: userId, ttl_hours: hours, ...(reason ? { reason } : {}) });
   await pollPeople();
 }
 
 async function disable(userId) {
-  await post("/api/v1/monitoring/disable", { user_id: userId });
+  await send("/api/v1/monitoring/disable", { user_id: userId });
   await pollPeople();
 }
 

@@ -7,6 +7,7 @@ import { FlowSocket } from "./flow_socket.js";
 import { FlowTree } from "./flow_tree.js";
 import { count, instant, money } from "./format.js";
 import { Player, SPEEDS } from "./play.js";
+import { StopButton } from "./stop.js";
 import { showLocalTimes } from "./times.js";
 import { Transcript } from "./transcript.js";
 import { OUTCOMES } from "./words.js";
@@ -22,6 +23,7 @@ const UNSTORED_MS = 5000; // what was made so long before the newest may still b
 
 const told = new Map(); // turn_id -> [checkpoint], what the transcripts are made of
 const transcripts = new Map(); // turn_id -> Transcript
+const stops = new Map(); // turn_id -> StopButton
 const behind = new Map(); // turn_id -> summary: turns whose checkpoints did not come with the page
 let socket = null, socketIsLive = false, timer = null, player = null, linked = 0;
 
@@ -118,12 +120,20 @@ function dress(turn) {
   }
   transcripts.get(turn.id).draw(told.get(turn.id));
   turn.article.querySelector(".turn-play").hidden = !turn.ended;
+  stops.get(turn.id)?.draw();
 }
 
 function tools(turn) {
   const play = button("Play", { symbol: "play_arrow", className: "tool turn-play", title: "Play this turn again" }, () => startPlay(turn.id));
   return element("nav", { className: "turn-tools", attributes: { "aria-label": `Turn: ${turn.title}` } },
-    play, compareLink(turn.id), step("arrow_upward", "Turn before ([)", "prev"), step("arrow_downward", "Turn after (])", "next"));
+    play, stopOf(turn), compareLink(turn.id), step("arrow_upward", "Turn before ([)", "prev"), step("arrow_downward", "Turn after (])", "next"));
+}
+
+// For whoever may stop this turn: his own, or anybody's.
+function stopOf(turn) {
+  if (!data.may_stop && !data.is_own) return null;
+  stops.set(turn.id, new StopButton(turn, { mayTell: data.may_stop, className: "tool is-danger" }));
+  return stops.get(turn.id).element;
 }
 
 function step(symbol, label, rel) {

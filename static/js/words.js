@@ -57,6 +57,7 @@ export const REASONS = {
   too_many_tool_calls: "too many tools at once",
   internal_error: "something went wrong",
   server_stopping: "the server was restarted",
+  stopped: "stopped",
 };
 export const reason = (code) => known(REASONS, code) ?? short(code).replaceAll("_", " ");
 
@@ -84,7 +85,7 @@ function withFacts(checkpoint) {
 
 function stateOf(start, end, over) {
   if (STARTS.has(start.checkpoint) && !end) return over ? "open" : "running";
-  if (start.checkpoint === "error") return "failed";
+  if (start.checkpoint === "error") return start.metadata?.code === "stopped" ? "refused" : "failed";
   if (start.checkpoint === "flow_end") return known(OUTCOMES, start.metadata?.outcome)?.state ?? "left";
   const status = (end ?? start).metadata?.status;
   if (status === "error") return "failed";
@@ -144,13 +145,17 @@ const WORDS = {
     const within = status === "started" && Number.isFinite(seconds) ? `within ${duration(seconds * 1000)}` : "";
     return { label: known(APPROVALS, status) ?? "The user is asked for his yes", facts: join(short(tool ?? "", 60), within) };
   },
-  error({ metadata: { code, message } = {} }) {
+  error({ metadata: { code, message, reason: why, ...data } = {} }) {
+    if (code === "stopped") {
+      const by = stopper(data);
+      return { label: by ? `Stopped by ${by}` : capital(REASONS.stopped), facts: join(isText(why) ? short(why) : "", isText(message) ? `“${short(message)}”` : "") };
+    }
     const label = code && known(REASONS, code) ? capital(REASONS[code]) : "Failed";
     return { label, facts: join(short(message ?? ""), label === "Failed" ? code : "") };
   },
   flow_end({ metadata = {} }) {
-    const { outcome, stopped_by: by, duration_ms: took } = metadata;
-    const label = outcome === "stopped" && isText(by) ? `Stopped by ${short(by, 60)}` : known(OUTCOMES, outcome)?.label ?? "Ended";
+    const { outcome, duration_ms: took } = metadata, by = stopper(metadata);
+    const label = outcome === "stopped" && by ? `Stopped by ${by}` : known(OUTCOMES, outcome)?.label ?? "Ended";
     const facts = known({ refused: "no model was called", abandoned: "the process serving it went away", disconnected: "the client went away" }, outcome);
     return { label, facts: join(facts ?? "", took != null && outcome !== "refused" ? `after ${duration(took)}` : "") };
   },
@@ -166,6 +171,9 @@ const APPROVALS = {
   expired: "The user did not answer in time",
   cancelled: "Nobody waits for the user any more",
 };
+
+// Who stopped the turn, by name; "" when that is not known or not for this reader.
+export const stopper = ({ stopped_by_name: name, stopped_by: by }) => short([name, by].find(isText) ?? "", 60);
 
 function tools({ checkpoint, metadata = {} }, _, state) {
   const { offered, total, withheld } = metadata;
