@@ -11,7 +11,10 @@ from threading import Lock
 from types import MappingProxyType
 from typing import Any
 
+from django.conf import settings
 from django.db import connection
+
+from chat import demonstration
 
 # Changes whenever any row of these tables does, by whatever hand: xmin is the transaction that wrote a row.
 FOLLOWED = """
@@ -102,3 +105,35 @@ class Catalogue:
 
 
 catalogue = Catalogue()
+
+
+_OFFERED_TO = """
+SELECT m.name, m.description, m.is_default, m.takes_tools FROM language_models AS m
+WHERE m.enabled AND (
+    NOT EXISTS (SELECT FROM language_models_groups WHERE languagemodel_id = m.id)
+        AND NOT EXISTS (SELECT FROM language_models_users WHERE languagemodel_id = m.id)
+    OR EXISTS (SELECT FROM language_models_users WHERE languagemodel_id = m.id AND user_id = %(user)s)
+    OR EXISTS (SELECT FROM language_models_groups AS given JOIN users_groups AS his ON his.group_id = given.group_id
+               WHERE given.languagemodel_id = m.id AND his.user_id = %(user)s))
+ORDER BY m.is_default DESC, m.name"""
+
+
+def models_for(user: Any) -> list[dict[str, Any]]:
+    """What this user may ask for, the default first: `name`, `description`, `is_default`, `takes_tools`. Two queries.
+
+    The model of the environment is among them where the catalogue has no default (as in chat.usage.admit)."""
+    if demonstration.is_demonstration(user.user_id):
+        return [_environment(demonstration.MODEL)]
+    with connection.cursor() as cursor:
+        cursor.execute(_OFFERED_TO, {"user": user.pk})
+        names = ("name", "description", "is_default", "takes_tools")
+        offered = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        cursor.execute("SELECT EXISTS (SELECT FROM language_models WHERE enabled AND is_default)")
+        (has_default,) = cursor.fetchone()
+    if has_default or any(each["name"] == settings.LLM_MODEL for each in offered):
+        return offered
+    return [_environment(settings.LLM_MODEL), *offered]
+
+
+def _environment(name: str) -> dict[str, Any]:
+    return {"name": name, "description": "", "is_default": True, "takes_tools": name != "local"}

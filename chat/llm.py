@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from threading import Lock
 from typing import Any
@@ -298,14 +298,20 @@ class Dialogue:
 
     def __init__(self, model: ChatModel, memory: Iterable[Exchange], question: str, tools: Iterable[Tool]) -> None:
         self.model = model
+        self.instructions: str | None = INSTRUCTIONS
         self.messages: list[ModelMessage] = []
         for exchange in memory:
             self.messages.append(ModelRequest.user_text_prompt(exchange.question))
             self.messages.append(ModelResponse(parts=[TextPart(exchange.answer)]))
-        self.messages.append(ModelRequest.user_text_prompt(question, instructions=INSTRUCTIONS))
-        self._parameters = ModelRequestParameters(
+        self.messages.append(ModelRequest.user_text_prompt(question, instructions=self.instructions))
+        self.parameters = ModelRequestParameters(
             function_tools=[_definition(tool) for tool in tools] if model.takes_tools else []
         )
+
+    def join_trace(self, traceparent: str) -> None:
+        """Send the client's W3C trace along with each request to the model."""
+        headers = {**self.model.settings.get("extra_headers", {}), "traceparent": traceparent}
+        self.model = replace(self.model, settings={**self.model.settings, "extra_headers": headers})
 
     async def round(self, reply: Reply, *, deadline: float) -> AsyncGenerator[str, None]:
         """One request to the model: its text piece by piece, all the rest in `reply`.
@@ -346,7 +352,7 @@ class Dialogue:
             self.model.model,
             self.messages,
             model_settings=self.model.settings,
-            model_request_parameters=self._parameters,
+            model_request_parameters=self.parameters,
             instrument=False,
         )
 
@@ -367,7 +373,7 @@ class Dialogue:
                     ToolReturnPart(call.tool, text, call.call_id, outcome="success" if worked else "failed")
                     for call, text, worked in results
                 ],
-                instructions=INSTRUCTIONS,
+                instructions=self.instructions,
             )
         )
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from django.db import Error as DatabaseProblem
 
 from chat import tools
+from chat.brought import Brought
 from chat.checks import Admission, Question, block_facts, ms_since, usage_facts
 from chat.llm import WORDS, ChatModel, Dialogue, ModelFailed, Reply, ToolCall
 from chat.usage import Totals, charge, withdraw
@@ -35,6 +36,9 @@ ANSWER_BYTES = 512 * 1024
 """Daphne has no back-pressure: what a client does not read lies in this process's memory."""
 ROUNDS = 10
 CALLS_PER_ROUND = 16
+HANDED_OVER_AT_ONCE = 128
+CLIENT = "client"
+"""the server of a tool that the client brought along"""
 DATABASE_WAIT_S = 2.0
 STOPPING = "The server is being restarted. Please ask again."
 CHARGE_AGAIN_AFTER_S = (1, 5, 15, 60)
@@ -77,6 +81,7 @@ def open_turn(admission: Admission, question: Question, turn_id: str) -> tuple[T
         facts["token"] = identity.token_name
     if (title := preview(question.message)) is not None:
         facts["question"] = title
+    facts |= question.client.facts
     if verdict is None:
         check = turn.record("auth_check", None, status="failed", reason=identity.problem, **facts)
     else:
@@ -112,6 +117,8 @@ class Story:
     ttft_ms: float | None = None
     """from the request to the first piece of the answer, tools and all"""
     work: "asyncio.Task[None] | None" = None
+    finish_reason: str | None = None
+    """why the model's last round ended"""
     failing: Checkpoint | None = None
     """the step that is being taken: if it fails, the error stands under it"""
     broken_tool: str = ""
@@ -137,7 +144,8 @@ class Story:
         if problem is not None:
             await self._say("error", {"code": problem.code, "message": problem.message, "turn_id": turn.turn_id})
         else:
-            await self._say("done", self._summary())
+            why = {"finish_reason": self.finish_reason} if self.question.brought else {}
+            await self._say("done", {**self._summary(), **why})
 
     def leave(self) -> None:
         """The client has gone: cancel the model and the tools at once, and say no more."""
@@ -187,12 +195,21 @@ class Story:
         deadline = asyncio.get_running_loop().time() + TURN_TIMEOUT_S
         dialogue = Dialogue(self.model, self.admission.memory, self.question.message, tools.TOOLS.values())
         heard = self.question.message
+        brought = self.question.brought
+        if brought is not None:
+            brought.put_into(dialogue)
+            heard = self._take_results(brought) or heard
+        if self.question.client.traceparent:
+            dialogue.join_trace(self.question.client.traceparent)
         # Each wait for the model ends at the deadline by itself; this ends whatever else would not,
         # such as a client that stopped reading.
         async with asyncio.timeout_at(deadline + 5):
             for number in range(1, ROUNDS + 1):
                 thinking, reply = await self._think(dialogue, number, heard, deadline)
                 if not reply.tool_calls:
+                    return
+                if brought is not None and brought.tools:
+                    await self._hand_over(thinking, reply.tool_calls)
                     return
                 await self._charge()
                 results = await self._use_tools(thinking, reply.tool_calls)
@@ -312,9 +329,46 @@ class Story:
         )
         return call, text, status == "ok"
 
+    # --- a client's own tools ----------------------------------------------------------------------
+
+    def _take_results(self, brought: Brought) -> str:
+        """Write down what the client's tools answered, which the model asked for in a turn before; the text of it."""
+        for result in brought.results:
+            self.turn.record(
+                "client_result",
+                self.usage_check,
+                status="ok",
+                tool=result.tool,
+                server=CLIENT,
+                call_id=result.call_id,
+                **_shown(result=result.text),
+            )
+        return brought.heard
+
+    async def _hand_over(self, thinking: Checkpoint, calls: list[ToolCall]) -> None:
+        """Hand the model's calls to the client, whose tools they are. What comes of them is known only when it asks
+        again, in another turn: here they end as handed over."""
+        if len(calls) > HANDED_OVER_AT_ONCE or sum(len(call.raw) for call in calls) > ANSWER_BYTES:
+            raise Failed("too_many_tool_calls", "The model asked for too much at once.")
+        for call in calls:
+            step = self.turn.record(
+                "tool_call",
+                thinking,
+                status="started",
+                tool=call.tool,
+                server=CLIENT,
+                call_id=call.call_id,
+                **_shown(arguments=call.raw),
+            )
+            self.turn.record("tool_result", step, status="handed_over", tool=call.tool, server=CLIENT)
+        await self._acknowledge_first()
+        for call in calls:
+            await self._say("handed_over", {"tool": call.tool, "call_id": call.call_id, "arguments": call.raw})
+
     # --- usage ------------------------------------------------------------------------------------
 
     def _add(self, reply: Reply) -> None:
+        self.finish_reason = reply.finish_reason
         self.totals = Totals(
             self.totals.input_tokens + (reply.input_tokens or 0),
             self.totals.output_tokens + (reply.output_tokens or 0),

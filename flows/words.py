@@ -42,6 +42,7 @@ CHECKPOINTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         },
         "tool_call": {"icon": "build", "kind": "tool"},
         "tool_result": {"icon": "build", "kind": "tool"},
+        "client_result": {"icon": "build", "kind": "tool"},
         "error": {"icon": "error", "kind": "error", "failed": "Failed"},
         "flow_end": {"icon": "flag", "kind": "end"},
     }
@@ -217,6 +218,8 @@ def _tool_call(start: Row, end: Row | None, state: str) -> Words:
     if state == "failed":
         why = next((result[key] for key in ("error", "message") if result.get(key) is not None), "failed")
     left = {"open": "did not finish", "cancelled": "cancelled"}.get(state, "")
+    if state == "ok" and result.get("status") == "handed_over":
+        left = "handed to the client"
     given = short(text(data["arguments"]), 120) if "arguments" in data else ""
     tool = data.get("tool")
     return short("tool" if tool is None else tool, 60), _join(short(text(why), 120), left, given)
@@ -225,6 +228,12 @@ def _tool_call(start: Row, end: Row | None, state: str) -> Words:
 def _tool_result(start: Row, end: Row | None, state: str) -> Words:
     tool = start["metadata"].get("tool")
     return _tool_call({"metadata": {"tool": tool}}, start, state)
+
+
+def _client_result(start: Row, end: Row | None, state: str) -> Words:
+    """What a tool of the client answered, to a call of a turn before."""
+    tool, result = start["metadata"].get("tool"), start["metadata"].get("result")
+    return short("tool" if tool is None else tool, 60), _join("the client's result", short(text(result or ""), 120))
 
 
 def _error(start: Row, end: Row | None, state: str) -> Words:
@@ -259,6 +268,7 @@ _WORDS: Mapping[str, Callable[[Row, Row | None, str], Words]] = MappingProxyType
         "llm_complete": _llm_complete,
         "tool_call": _tool_call,
         "tool_result": _tool_result,
+        "client_result": _client_result,
         "error": _error,
         "flow_end": _flow_end,
     }

@@ -14,6 +14,7 @@ export const CHECKPOINTS = {
   llm_complete: { icon: "neurology", kind: "model", ok: "Model answered", failed: "Model failed", cancelled: "Model stopped" },
   tool_call: { icon: "build", kind: "tool" },
   tool_result: { icon: "build", kind: "tool" },
+  client_result: { icon: "build", kind: "tool" },
   error: { icon: "error", kind: "error", failed: "Failed" },
   flow_end: { icon: "flag", kind: "end" },
 };
@@ -127,10 +128,15 @@ const WORDS = {
   tool_call(start, end, state) {
     const { tool, arguments: given } = start.metadata ?? {};
     const why = state === "failed" ? end?.metadata?.error ?? end?.metadata?.message ?? "failed" : "";
-    const left = { open: "did not finish", cancelled: "cancelled" }[state] ?? "";
+    const handed = state === "ok" && end?.metadata?.status === "handed_over" ? "handed to the client" : "";
+    const left = { open: "did not finish", cancelled: "cancelled" }[state] ?? handed;
     return { label: short(tool ?? "tool", 60), facts: join(short(text(why), 120), left, short(given === undefined ? "" : text(given), 120)) };
   },
   tool_result: (start, _, state) => WORDS.tool_call({ metadata: { tool: start.metadata?.tool } }, start, state),
+  // what a tool of the client answered, to a call of a turn before
+  client_result({ metadata: { tool, result } = {} }) {
+    return { label: short(tool ?? "tool", 60), facts: join("the client's result", short(text(result ?? ""), 120)) };
+  },
   error({ metadata: { code, message } = {} }) {
     const label = code && known(REASONS, code) ? capital(REASONS[code]) : "Failed";
     return { label, facts: join(short(message ?? ""), label === "Failed" ? code : "") };
