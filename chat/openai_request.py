@@ -238,7 +238,7 @@ def _output(asked: Body) -> OutputObjectDefinition | None:
         raise wrong("response_format.json_schema.description", "A string is needed.")
     if strict is not None and not isinstance(strict, bool):
         raise wrong("response_format.json_schema.strict", "true or false is needed.")
-    return OutputObjectDefinition(described["schema"], name, description, strict)
+    return OutputObjectDefinition(described["schema"], name, description, bool(strict))
 
 
 # --- tools ---------------------------------------------------------------------------------------
@@ -280,7 +280,8 @@ def _tool(tool: Any, where: str) -> ToolDefinition:
         raise wrong(f"{where}.function.parameters", "A JSON schema is needed.")
     if strict is not None and not isinstance(strict, bool):
         raise wrong(f"{where}.function.strict", "true or false is needed.")
-    return ToolDefinition(name=name, description=description, parameters_json_schema=parameters, strict=strict)
+    # left open, pydantic-ai would make it strict where it can, and write another schema
+    return ToolDefinition(name=name, description=description, parameters_json_schema=parameters, strict=bool(strict))
 
 
 def _tool_choice(choice: Any, tools: list[ToolDefinition]) -> str | list[str] | None:
