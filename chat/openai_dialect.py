@@ -150,6 +150,10 @@ class Completion:
         read, written = summary["usage"]["input_tokens"], summary["usage"]["output_tokens"]
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
+    def was_filtered(self, data: Mapping[str, Any]) -> bool:
+        """The provider's filter ended it in the middle: for OpenAI's clients that is an answer with that reason."""
+        return data["code"] == "content_refused" and bool(self.pieces)
+
     def failure(self, data: Mapping[str, Any]) -> tuple[int, dict[str, Any], list[Header]]:
         """How a turn that failed is told: status, body, headers."""
         code = data["code"]
@@ -174,20 +178,21 @@ class WholeCompletion:
             case "handed_over":
                 told.take_call(data)
             case "done":
-                await send_json(self._send, 200, self._whole(data), told.headers())
+                await send_json(self._send, 200, self._whole(told.finish(data), usage=told.usage(data)), told.headers())
+            case "error" if told.was_filtered(data):
+                await send_json(self._send, 200, self._whole("content_filter"), told.headers())
             case "error":
                 await send_json(self._send, *told.failure(data))
 
-    def _whole(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+    def _whole(self, reason: str, **usage: Any) -> dict[str, Any]:
         told = self._told
-        reason = told.finish(summary)
         text = "".join(told.pieces)
         message: dict[str, Any] = {"role": "assistant", "content": text if text or not told.calls else None}
         message["refusal"] = None
         if told.calls:
             message["tool_calls"] = told.calls
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
-        return told.envelope("chat.completion", choices=[choice], usage=told.usage(summary))
+        return told.envelope("chat.completion", choices=[choice], **usage)
 
     def quiet_for_s(self) -> float | None:
         return None
@@ -219,7 +224,9 @@ class StreamedCompletion:
             case "handed_over":
                 await self._put(self._call(len(told.calls), told.take_call(data)))
             case "done":
-                await self._end(data)
+                await self._end(told.finish(data), told.usage(data))
+            case "error" if told.was_filtered(data):
+                await self._end("content_filter", None)
             case "error":
                 await self._fail(data)
 
@@ -244,10 +251,10 @@ class StreamedCompletion:
         given = {"function": {"arguments": call["function"]["arguments"]}}
         return self._delta(tool_calls=[{"index": index, **named}]) + self._delta(tool_calls=[{"index": index, **given}])
 
-    async def _end(self, summary: Mapping[str, Any]) -> None:
-        last = self._delta(reason=self._told.finish(summary))
-        if self._told.brought.include_usage:
-            last += self._chunk([], usage=self._told.usage(summary))
+    async def _end(self, reason: str, usage: Mapping[str, int] | None) -> None:
+        last = self._delta(reason=reason)
+        if self._told.brought.include_usage and usage is not None:
+            last += self._chunk([], usage=usage)
         self._over = True
         await self._put(last + DONE)
 

@@ -14,8 +14,9 @@ from pydantic_ai.output import OutputObjectDefinition
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
 
-from chat.brought import JSON_OBJECT, Brought
+from chat.brought import Brought
 from chat.checks import ClientSide, Question, parse
+from chat.llm import JSON_OBJECT, Wishes
 from chat.openai_messages import read_messages
 from chat.openai_wrong import unsupported, wrong
 from chat.threads import Thread, threads
@@ -71,13 +72,16 @@ def read_request(body: bytes, client: ClientSide, credential: bytes) -> Question
     stream, include_usage = _stream(asked)
     brought = Brought(
         messages=said.messages,
+        wishes=Wishes(
+            settings=_settings(asked, tools),
+            tools=tools,
+            no_tools=asked.get("tool_choice") == "none",
+            output=_output(asked),
+            has_images=said.has_images,
+            own_dialogue=True,
+        ),
         thread=thread,
-        tools=tools,
         results=said.results,
-        settings=_settings(asked, tools, client),
-        output=_output(asked),
-        no_tools=asked.get("tool_choice") == "none",
-        has_images=said.has_images,
         stream=stream,
         include_usage=include_usage,
     )
@@ -153,7 +157,7 @@ def _flag(asked: Body, name: str, where: str = "") -> bool:
 # --- how the model should answer -----------------------------------------------------------------
 
 
-def _settings(asked: Body, tools: list[ToolDefinition], client: ClientSide) -> ModelSettings:
+def _settings(asked: Body, tools: list[ToolDefinition]) -> ModelSettings:
     found: dict[str, Any] = {}
     for name, (ours, least, most) in NUMBERS.items():
         if (number := _number(asked, name, least, most)) is not None:
@@ -286,8 +290,8 @@ def _tool(tool: Any, where: str) -> ToolDefinition:
 
 def _tool_choice(choice: Any, tools: list[ToolDefinition]) -> str | list[str] | None:
     if choice is None or choice in ("auto", "none"):
-        # without tools there is nothing to choose, and "none" leaves none
-        return None if choice is None or not tools or choice == "none" else "auto"
+        # without tools there is nothing to choose from
+        return cast(str, choice) if tools else None
     if choice == "required" and tools:
         return "required"
     if isinstance(choice, dict) and choice.get("type") == "function":
