@@ -242,7 +242,7 @@ class Story:
                 await asyncio.sleep(wait_s)
         raise AssertionError("it counts for ever")
 
-    async def _request(  # noqa: PLR0913 - what one llm_thinking says
+    async def _request(
         self, dialogue: Dialogue, reply: Reply, number: int, attempt: int, heard: str, deadline: float
     ) -> Checkpoint:
         """One request to the model, from llm_thinking to llm_complete, which is written in any case."""
