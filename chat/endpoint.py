@@ -42,6 +42,7 @@ Header = tuple[bytes, bytes]
 
 WHOLE_PATH = "/api/v1/ask"
 STREAM_PATH = "/api/v1/ask/stream"
+ALLOW: Header = (b"allow", b"POST")
 HEARTBEAT_S = 15.0
 ADMIT_TIMEOUT_S = 15.0
 SILENT_S = 5.0
@@ -114,18 +115,23 @@ async def _serve(dialect: Dialect, scope: Scope, receive: Receive, send: Send) -
         with doors.turnstile.passed():
             await _answer(dialect, scope, receive, send, question, started=started)
     except Refused as refused:
-        await refuse(send, refused, dialect)
+        await refuse(send, refused, dialect, headers=[ALLOW] if refused.status == 405 else ())
 
 
 async def _listen(dialect: Dialect, scope: Scope, receive: Receive) -> Question | Refused:
     """What is asked, or what is wrong with that. Raises Refused for what is not even looked at."""
     if scope["method"] != "POST":
-        raise Refused.because(405, "method_not_allowed", f"Method {scope['method'][:20]} is not allowed here.")
+        raise not_allowed(scope)
     if not carries_credential(scope):
         raise checks.not_signed_in()
     if doors.turnstile.is_full():
         raise doors.server_busy()
     return await _question(dialect, scope, receive)
+
+
+def not_allowed(scope: Scope) -> Refused:
+    """The answer to another method than the one there is."""
+    return Refused.because(405, "method_not_allowed", f"Method {scope['method'][:20]} is not allowed here.")
 
 
 async def _answer(
@@ -269,8 +275,6 @@ async def refuse(send: Send, refused: Refused, dialect: Dialect, *, headers: Seq
     counted[refused.code or str(refused.status)] += 1
     body, more = dialect.refusal(refused)
     more += headers
-    if refused.status == 405:
-        more.append((b"allow", b"POST"))
     if refused.retry_after_s is not None:
         more.append((b"retry-after", b"%d" % refused.retry_after_s))
     if refused.status == 401:

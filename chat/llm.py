@@ -497,9 +497,11 @@ class Wishes:
 
     def demand(self, model: ChatModel) -> None:
         """Raises ModelFailed for what this model cannot do."""
-        profile: Mapping[str, Any] = model.model.profile
         if self.tools and not model.takes_tools:
             raise ModelFailed("tools_not_supported", f"tools: the model {model.name} cannot call any.")
+        if not self.has_images and self.output is None:
+            return
+        profile: Mapping[str, Any] = model.model.profile
         if self.has_images and not profile.get("supports_image_input", True):
             raise ModelFailed("images_not_supported", f"messages: the model {model.name} takes no images.")
         if self.output is None:

@@ -14,7 +14,7 @@ from django.db import InterfaceError, OperationalError
 from chat import doors
 from chat.catalogue import models_for
 from chat.checks import Refused, not_signed_in
-from chat.endpoint import Receive, Scope, Send, carries_credential, refuse, send_json, serve
+from chat.endpoint import Receive, Scope, Send, carries_credential, not_allowed, refuse, send_json, serve
 from chat.openai_dialect import DIALECT
 from omni2.accounts.authenticate import NOT_AUTHENTICATED, authenticate_scope
 from omni2.database import in_database
@@ -40,7 +40,7 @@ async def openai_application(scope: Scope, receive: Receive, send: Send) -> None
     try:
         body = await _read_only(scope, path)
     except Refused as refused:
-        return await refuse(send, refused, DIALECT)
+        return await refuse(send, refused, DIALECT, headers=[(b"allow", b"GET")] if refused.status == 405 else ())
     return await send_json(send, 200, body, [])
 
 
@@ -55,8 +55,8 @@ async def _read_only(scope: Scope, path: str) -> dict[str, Any]:
     """What GET answers. Raises Refused."""
     if path != MODELS_PATH and not path.startswith(MODELS_PATH + "/"):
         raise Refused.because(404, "unknown_url", "There is no such address here.")
-    if scope["method"] not in ("GET", "HEAD"):
-        raise Refused.because(405, "method_not_allowed", f"Method {scope['method'][:20]} is not allowed here.")
+    if scope["method"] != "GET":
+        raise not_allowed(scope)
     if not carries_credential(scope):
         raise not_signed_in()
     offered = [_model(each["name"]) for each in await _offered(scope)]

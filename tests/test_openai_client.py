@@ -584,6 +584,8 @@ def test_a_body_that_is_too_large_or_no_json_is_refused_in_openais_words(omni2: 
     answer = httpx2.get(url, headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
     assert answer.headers["allow"] == "POST"
+    answer = httpx2.post(omni2.url + "/v1/models", headers=headers)
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
     assert httpx2.post(url, content=b"{}").json()["error"]["code"] == "not_authenticated"
 
 
