@@ -87,7 +87,7 @@ class Dialect(Protocol):
         """The body of a refusal, and headers of its own."""
 
     def audience(self, send: Send, turn: TurnTrack, question: Question, admission: Admission) -> Audience:
-        """Who hears the answer."""
+        """Who hears the answer, under the `turn_headers` of the turn."""
 
 
 async def ask_application(scope: Scope, receive: Receive, send: Send) -> None:
@@ -266,7 +266,9 @@ async def _refuse_turn(dialect: Dialect, send: Send, admission: Admission, quest
     turn, _ = open_turn(admission, question, turn_id)
     await turn.acknowledged(ACKNOWLEDGE_S)
     body = {**refusal.body, "turn_id": turn.turn_id, "session_id": turn.session_id}
-    await refuse(send, Refused(refusal.status, body, refusal.retry_after_s), dialect, headers=turn_headers(turn))
+    await refuse(
+        send, Refused(refusal.status, body, refusal.retry_after_s), dialect, headers=turn_headers(turn, admission)
+    )
     return None
 
 
@@ -307,8 +309,8 @@ def answer_headers(content_type: bytes) -> list[Header]:
     ]
 
 
-def turn_headers(turn: TurnTrack) -> list[Header]:
-    """What every answer of a turn has: by these its client finds it again."""
+def turn_headers(turn: TurnTrack, admission: Admission) -> list[Header]:
+    """What every answer of a turn has, a refusal too: by these its client finds it again."""
     return [(b"x-omni2-turn-id", turn.turn_id.encode()), (b"x-omni2-session-id", turn.session_id.encode())]
 
 
@@ -318,9 +320,9 @@ def turn_headers(turn: TurnTrack) -> list[Header]:
 class StreamAudience:
     """A client that reads the answer as it is made, as server-sent events."""
 
-    def __init__(self, send: Send, turn: TurnTrack) -> None:
+    def __init__(self, send: Send, headers: list[Header]) -> None:
         self._send = send
-        self._turn = turn
+        self._headers = headers
         self._last_sent = time.monotonic()
         self._begun = False
         self._over = False
@@ -328,7 +330,7 @@ class StreamAudience:
     async def hear(self, name: str, data: Mapping[str, Any]) -> None:
         if not self._begun:
             self._begun = True
-            headers = [*answer_headers(b"text/event-stream; charset=utf-8"), *turn_headers(self._turn)]
+            headers = [*answer_headers(b"text/event-stream; charset=utf-8"), *self._headers]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         self._over = name in ("done", "error")
         await self._put(sse.event(name, data))
@@ -354,9 +356,10 @@ class StreamAudience:
 class WholeAudience:
     """A client that waits for the whole answer."""
 
-    def __init__(self, send: Send, turn: TurnTrack) -> None:
+    def __init__(self, send: Send, turn: TurnTrack, headers: list[Header]) -> None:
         self._send = send
         self._turn = turn
+        self._headers = headers
         self._pieces: list[str] = []
 
     async def hear(self, name: str, data: Mapping[str, Any]) -> None:
@@ -371,7 +374,7 @@ class WholeAudience:
                 await self._answer(STATUS_OF.get(code, 502), {**body, "turn_id": self._turn.turn_id})
 
     async def _answer(self, status: int, body: Mapping[str, Any]) -> None:
-        await send_json(self._send, status, body, turn_headers(self._turn))
+        await send_json(self._send, status, body, self._headers)
 
     def quiet_for_s(self) -> float | None:
         return None
@@ -392,12 +395,12 @@ class _AskDialect:
 
 class _Stream(_AskDialect):
     def audience(self, send: Send, turn: TurnTrack, question: Question, admission: Admission) -> Audience:
-        return StreamAudience(send, turn)
+        return StreamAudience(send, turn_headers(turn, admission))
 
 
 class _Whole(_AskDialect):
     def audience(self, send: Send, turn: TurnTrack, question: Question, admission: Admission) -> Audience:
-        return WholeAudience(send, turn)
+        return WholeAudience(send, turn, turn_headers(turn, admission))
 
 
 STREAM, WHOLE = _Stream(), _Whole()

@@ -103,7 +103,7 @@ class OpenAIDialect:
         brought = question.brought
         assert brought is not None
         assert admission.model is not None
-        told = Completion(turn, brought, admission.model.name)
+        told = Completion(turn, brought, admission.model.name, turn_headers(turn, admission))
         return StreamedCompletion(send, told) if brought.stream else WholeCompletion(send, told)
 
 
@@ -113,17 +113,15 @@ DIALECT = OpenAIDialect()
 class Completion:
     """What a completion is made of, streamed or whole."""
 
-    def __init__(self, turn: TurnTrack, brought: Brought, model: str) -> None:
+    def __init__(self, turn: TurnTrack, brought: Brought, model: str, headers: list[Header]) -> None:
         self.turn = turn
         self.brought = brought
         self.model = model
         self.created = int(time.time())
         self.pieces: list[str] = []
         self.calls: list[dict[str, Any]] = []
-
-    def headers(self) -> list[Header]:
         # x-request-id: what OpenAI's clients show as the id of a request
-        return [*turn_headers(self.turn), (b"x-request-id", self.turn.turn_id.encode())]
+        self.headers = [*headers, (b"x-request-id", turn.turn_id.encode())]
 
     def envelope(self, kind: str, **content: Any) -> dict[str, Any]:
         about = {"id": f"chatcmpl-{self.turn.turn_id}", "object": kind, "created": self.created, "model": self.model}
@@ -160,7 +158,7 @@ class Completion:
         status = STATUS.get(code, 502)
         ids = {"turn_id": self.turn.turn_id, "session_id": self.turn.session_id}
         body = error(status, {"detail": data["message"], "code": code, **ids})
-        return status, body, [*self.headers(), *retry_headers(status, code, None)]
+        return status, body, [*self.headers, *retry_headers(status, code, None)]
 
 
 class WholeCompletion:
@@ -178,9 +176,9 @@ class WholeCompletion:
             case "handed_over":
                 told.take_call(data)
             case "done":
-                await send_json(self._send, 200, self._whole(told.finish(data), usage=told.usage(data)), told.headers())
+                await send_json(self._send, 200, self._whole(told.finish(data), usage=told.usage(data)), told.headers)
             case "error" if told.was_filtered(data):
-                await send_json(self._send, 200, self._whole("content_filter"), told.headers())
+                await send_json(self._send, 200, self._whole("content_filter"), told.headers)
             case "error":
                 await send_json(self._send, *told.failure(data))
 
@@ -269,7 +267,7 @@ class StreamedCompletion:
     async def _put(self, data: bytes) -> None:
         if not self._begun:
             self._begun = True
-            headers = [*answer_headers(b"text/event-stream; charset=utf-8"), *self._told.headers()]
+            headers = [*answer_headers(b"text/event-stream; charset=utf-8"), *self._told.headers]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         self._last_sent = time.monotonic()
         await self._send({"type": "http.response.body", "body": data, "more_body": not self._over})
