@@ -17,6 +17,7 @@ from rest_framework import serializers
 from rest_framework.fields import empty
 
 from chat import usage
+from chat.brought import Brought
 from chat.catalogue import catalogue
 from chat.demonstration import DOMAIN, is_demonstration
 from chat.history import Exchange, memory
@@ -110,6 +111,20 @@ class QuestionSerializer(serializers.Serializer[Any]):
 
 
 @dataclass(frozen=True, slots=True)
+class ClientSide:
+    """What a request's headers tell of its client (chat.client_side)."""
+
+    session_id: str | None = None
+    traceparent: str = ""
+    """empty: none, or one that breaks the standard"""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """for auth_check"""
+
+
+UNKNOWN_CLIENT = ClientSide()
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """What the body of a request asks."""
 
@@ -117,20 +132,25 @@ class Question:
     session_id: str | None
     model: str = ""
     """the name of one of the catalogue; empty: whichever answers him"""
+    client: ClientSide = UNKNOWN_CLIENT
+    brought: Brought | None = None
+    """the dialogue, from a client that keeps it itself"""
 
 
-def read_question(body: bytes) -> Question:
-    """The question in a body, whatever its Content-Type was. Raises Refused (400), field errors as
-    DRF writes them."""
-    asked = QuestionSerializer(data=_parse(body))
+def read_question(body: bytes, client: ClientSide) -> Question:
+    """The question in a body, whatever its Content-Type was; the body's session goes before the header's. Raises
+    Refused (400), field errors as DRF writes them."""
+    asked = QuestionSerializer(data=parse(body))
     if not asked.is_valid():
         raise Refused(400, asked.errors)
     session_id = asked.validated_data.get("session_id")
     model = asked.validated_data.get("model") or ""
-    return Question(asked.validated_data["message"], str(session_id) if session_id else None, model)
+    named = str(session_id) if session_id else client.session_id
+    return Question(asked.validated_data["message"], named, model, client)
 
 
-def _parse(body: bytes) -> Any:
+def parse(body: bytes) -> Any:
+    """The JSON of a body. Raises Refused (400)."""
     try:
         return json.loads(body.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as problem:
@@ -269,7 +289,7 @@ def _judge(request: Request, question: Question) -> Admission:
             verdict = replace(verdict, word="not_now")
     if answering.model is None or not verdict.admitted:
         return Admission(identity, user_id, session_id, verdict, _refusal_of(verdict) or answering.refusal)
-    earlier = memory(said.earlier, characters=answering.model.memory_characters)
+    earlier = memory([] if question.brought else said.earlier, characters=answering.model.memory_characters)
     return Admission(identity, user_id, session_id, verdict, None, answering.model, earlier, choice=said.choice)
 
 

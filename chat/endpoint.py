@@ -4,6 +4,9 @@ an open answer, the same on Daphne and uvicorn.
     POST /api/v1/ask/stream   the answer as text/event-stream
     POST /api/v1/ask          the answer whole, as JSON
 
+Who speaks another dialect (chat.openai_dialect) comes the same way, through `serve`: only how a request is read, how
+it is refused and how its answer is told are the dialect's own.
+
 The order of checks: who are you (401) → body (400, 413) → whose session (404) → the turn begins →
 active, blocked, usage. Body and credential are looked at here, the rest is one visit to PostgreSQL
 (chat.checks.admit); then the story is told (chat.turn).
@@ -14,15 +17,16 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from typing import Any, Protocol
 
 from django.db import InterfaceError, OperationalError
 
 from chat import checks, doors, sse
 from chat.checks import Admission, Question, Refused
+from chat.client_side import client_side
 from chat.llm import models
-from chat.turn import ACKNOWLEDGE_S, Story, give_back, keep, open_turn
+from chat.turn import ACKNOWLEDGE_S, Audience, Story, give_back, keep, open_turn
 from flows.checkpoints import next_moment_us, uuid7
 from flows.tracker import TurnTrack, tracker
 from omni2.accounts.authenticate import WWW_AUTHENTICATE
@@ -38,6 +42,7 @@ Header = tuple[bytes, bytes]
 
 WHOLE_PATH = "/api/v1/ask"
 STREAM_PATH = "/api/v1/ask/stream"
+ALLOW: Header = (b"allow", b"POST")
 HEARTBEAT_S = 15.0
 ADMIT_TIMEOUT_S = 15.0
 SILENT_S = 5.0
@@ -74,10 +79,28 @@ def is_ask_path(path: str) -> bool:
     return path in (WHOLE_PATH, STREAM_PATH)
 
 
+class Dialect(Protocol):
+    """How the clients of a route ask, are refused and are answered."""
+
+    def read(self, scope: Scope, body: bytes) -> Question:
+        """What is asked. Raises Refused."""
+
+    def refusal(self, refused: Refused) -> tuple[Any, list[Header]]:
+        """The body of a refusal, and headers of its own."""
+
+    def audience(self, send: Send, turn: TurnTrack, question: Question, admission: Admission) -> Audience:
+        """Who hears the answer, under the `turn_headers` of the turn."""
+
+
 async def ask_application(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer one request to one of the two routes."""
+    await serve(STREAM if scope["path"] == STREAM_PATH else WHOLE, scope, receive, send)
+
+
+async def serve(dialect: Dialect, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer one request in this dialect."""
     try:
-        await _ask(scope, receive, send)
+        await _serve(dialect, scope, receive, send)
     except _ClientGone:
         # before a turn began: there is nobody to answer and nothing to write down
         counted["client_gone"] += 1
@@ -87,36 +110,43 @@ class _ClientGone(Exception):
     """The client went away while its body was still coming."""
 
 
-async def _ask(scope: Scope, receive: Receive, send: Send) -> None:
+async def _serve(dialect: Dialect, scope: Scope, receive: Receive, send: Send) -> None:
     started = time.monotonic()
     try:
-        question = await _listen(scope, receive)
+        question = await _listen(dialect, scope, receive)
         with doors.turnstile.passed():
-            await _answer(scope, receive, send, question, started)
+            await _answer(dialect, scope, receive, send, question, started=started)
     except Refused as refused:
-        await _refuse(send, refused)
+        await refuse(send, refused, dialect, headers=[ALLOW] if refused.status == 405 else ())
 
 
-async def _listen(scope: Scope, receive: Receive) -> Question | Refused:
+async def _listen(dialect: Dialect, scope: Scope, receive: Receive) -> Question | Refused:
     """What is asked, or what is wrong with that. Raises Refused for what is not even looked at."""
     if scope["method"] != "POST":
-        raise Refused.because(405, "method_not_allowed", f"Method {scope['method'][:20]} is not allowed here.")
-    if not _carries_credential(scope):
+        raise not_allowed(scope)
+    if not carries_credential(scope):
         raise checks.not_signed_in()
     if doors.turnstile.is_full():
         raise doors.server_busy()
-    return await _question(scope, receive)
+    return await _question(dialect, scope, receive)
 
 
-async def _answer(scope: Scope, receive: Receive, send: Send, asked: Question | Refused, started: float) -> None:
+def not_allowed(scope: Scope) -> Refused:
+    """The answer to another method than the one there is."""
+    return Refused.because(405, "method_not_allowed", f"Method {scope['method'][:20]} is not allowed here.")
+
+
+async def _answer(
+    dialect: Dialect, scope: Scope, receive: Receive, send: Send, asked: Question | Refused, *, started: float
+) -> None:
     request = _request(scope, asked)
     admission = await _let_in(request)
     question = request.question
     assert isinstance(question, Question)
     if admission.refusal is not None:
-        return await _refuse_turn(send, admission, question, request.turn_id)
+        return await _refuse_turn(dialect, send, admission, question, request.turn_id)
     turn, usage_check = open_turn(admission, question, request.turn_id)
-    audience = StreamAudience(send, turn) if scope["path"] == STREAM_PATH else WholeAudience(send, turn)
+    audience = dialect.audience(send, turn, question, admission)
     return await _accompany(Story(turn, usage_check, admission, question, audience, started), receive)
 
 
@@ -142,17 +172,17 @@ async def _let_in(request: checks.Request) -> Admission:
 # --- what came in --------------------------------------------------------------------------------
 
 
-def _carries_credential(scope: Scope) -> bool:
+def carries_credential(scope: Scope) -> bool:
     """Without one nothing has to be read or asked."""
     return any(name.lower() in (b"authorization", b"cookie") for name, _ in scope["headers"])
 
 
-async def _question(scope: Scope, receive: Receive) -> Question | Refused:
+async def _question(dialect: Dialect, scope: Scope, receive: Receive) -> Question | Refused:
     """The question, or what is wrong with the body: said only once we know who asks."""
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             body = await _body(scope, receive)
-        return checks.read_question(body)
+        return dialect.read(scope, body)
     except TimeoutError:
         raise Refused.because(408, "request_timeout", "The request took too long to arrive.") from None
     except Refused as refused:
@@ -223,7 +253,7 @@ async def _is_silent(admitting: "asyncio.Future[Admission]") -> bool:
 # --- refusals ------------------------------------------------------------------------------------
 
 
-async def _refuse_turn(send: Send, admission: Admission, question: Question, turn_id: str) -> None:
+async def _refuse_turn(dialect: Dialect, send: Send, admission: Admission, question: Question, turn_id: str) -> None:
     """A refusal that is written down as a turn, unless this user had too many of them."""
     refusal = admission.refusal
     assert refusal is not None
@@ -234,36 +264,44 @@ async def _refuse_turn(send: Send, admission: Admission, question: Question, tur
             "Too many requests that were refused. Please wait.",
             retry_after_s=refusals.seconds_left(admission.user_id),
         )
-        return await _refuse(send, too_many)
+        return await refuse(send, too_many, dialect)
     turn, _ = open_turn(admission, question, turn_id)
     await turn.acknowledged(ACKNOWLEDGE_S)
     body = {**refusal.body, "turn_id": turn.turn_id, "session_id": turn.session_id}
-    await _refuse(send, Refused(refusal.status, body, refusal.retry_after_s), extra=[_turn_header(turn)])
+    await refuse(
+        send, Refused(refusal.status, body, refusal.retry_after_s), dialect, headers=turn_headers(turn, admission)
+    )
     return None
 
 
-async def _refuse(send: Send, refused: Refused, *, extra: list[Header] | None = None) -> None:
+async def refuse(send: Send, refused: Refused, dialect: Dialect, *, headers: Sequence[Header] = ()) -> None:
+    """Answer with a refusal, and count it."""
     counted[refused.code or str(refused.status)] += 1
-    headers = list(extra or [])
-    if refused.status == 405:
-        headers.append((b"allow", b"POST"))
+    body, more = dialect.refusal(refused)
+    more += headers
     if refused.retry_after_s is not None:
-        headers.append((b"retry-after", b"%d" % refused.retry_after_s))
+        more.append((b"retry-after", b"%d" % refused.retry_after_s))
     if refused.status == 401:
-        headers.append((b"www-authenticate", WWW_AUTHENTICATE.encode()))
-    await _send_json(send, refused.status, refused.body, headers)
+        more.append((b"www-authenticate", WWW_AUTHENTICATE.encode()))
+    await send_json(send, refused.status, body, more)
 
 
-async def _send_json(send: Send, status: int, body: Any, headers: list[Header]) -> None:
+async def send_json(send: Send, status: int, body: Any, headers: Iterable[Header]) -> None:
+    """A whole answer."""
     content = sse.encode(body).encode()
     length = (b"content-length", b"%d" % len(content))
     await send(
-        {"type": "http.response.start", "status": status, "headers": [*_headers(b"application/json"), length, *headers]}
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [*answer_headers(b"application/json"), length, *headers],
+        }
     )
     await send({"type": "http.response.body", "body": content})
 
 
-def _headers(content_type: bytes) -> list[Header]:
+def answer_headers(content_type: bytes) -> list[Header]:
+    """What every answer has."""
     return [
         (b"content-type", content_type),
         (b"cache-control", b"no-store"),
@@ -273,8 +311,9 @@ def _headers(content_type: bytes) -> list[Header]:
     ]
 
 
-def _turn_header(turn: TurnTrack) -> Header:
-    return (b"x-omni2-turn-id", turn.turn_id.encode())
+def turn_headers(turn: TurnTrack, admission: Admission) -> list[Header]:
+    """What every answer of a turn has, a refusal too: by these its client finds it again."""
+    return [(b"x-omni2-turn-id", turn.turn_id.encode()), (b"x-omni2-session-id", turn.session_id.encode())]
 
 
 # --- answers -------------------------------------------------------------------------------------
@@ -283,9 +322,9 @@ def _turn_header(turn: TurnTrack) -> Header:
 class StreamAudience:
     """A client that reads the answer as it is made, as server-sent events."""
 
-    def __init__(self, send: Send, turn: TurnTrack) -> None:
+    def __init__(self, send: Send, headers: list[Header]) -> None:
         self._send = send
-        self._turn = turn
+        self._headers = headers
         self._last_sent = time.monotonic()
         self._begun = False
         self._over = False
@@ -293,7 +332,7 @@ class StreamAudience:
     async def hear(self, name: str, data: Mapping[str, Any]) -> None:
         if not self._begun:
             self._begun = True
-            headers = [*_headers(b"text/event-stream; charset=utf-8"), _turn_header(self._turn)]
+            headers = [*answer_headers(b"text/event-stream; charset=utf-8"), *self._headers]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         self._over = name in ("done", "error")
         await self._put(sse.event(name, data))
@@ -319,9 +358,10 @@ class StreamAudience:
 class WholeAudience:
     """A client that waits for the whole answer."""
 
-    def __init__(self, send: Send, turn: TurnTrack) -> None:
+    def __init__(self, send: Send, turn: TurnTrack, headers: list[Header]) -> None:
         self._send = send
         self._turn = turn
+        self._headers = headers
         self._pieces: list[str] = []
 
     async def hear(self, name: str, data: Mapping[str, Any]) -> None:
@@ -336,13 +376,36 @@ class WholeAudience:
                 await self._answer(STATUS_OF.get(code, 502), {**body, "turn_id": self._turn.turn_id})
 
     async def _answer(self, status: int, body: Mapping[str, Any]) -> None:
-        await _send_json(self._send, status, body, [_turn_header(self._turn)])
+        await send_json(self._send, status, body, self._headers)
 
     def quiet_for_s(self) -> float | None:
         return None
 
     async def heartbeat(self) -> None:
         """JSON has no comments."""
+
+
+class _AskDialect:
+    """Omni2's own API: errors as DRF writes them."""
+
+    def read(self, scope: Scope, body: bytes) -> Question:
+        return checks.read_question(body, client_side(scope))
+
+    def refusal(self, refused: Refused) -> tuple[Any, list[Header]]:
+        return refused.body, []
+
+
+class _Stream(_AskDialect):
+    def audience(self, send: Send, turn: TurnTrack, question: Question, admission: Admission) -> Audience:
+        return StreamAudience(send, turn_headers(turn, admission))
+
+
+class _Whole(_AskDialect):
+    def audience(self, send: Send, turn: TurnTrack, question: Question, admission: Admission) -> Audience:
+        return WholeAudience(send, turn, turn_headers(turn, admission))
+
+
+STREAM, WHOLE = _Stream(), _Whole()
 
 
 async def _accompany(story: Story, receive: Receive) -> None:

@@ -39,6 +39,7 @@ from pydantic_ai.messages import (
 )
 from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse, infer_model
 from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.output import OutputObjectDefinition
 from pydantic_ai.providers import Provider, infer_provider, infer_provider_class
 from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
 from pydantic_ai.settings import ModelSettings
@@ -477,6 +478,65 @@ class Reply:
         return "".join(self.pieces)
 
 
+JSON_OBJECT = OutputObjectDefinition({"type": "object"})
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How a client wants to be answered, by whichever model does."""
+
+    settings: ModelSettings = field(default_factory=ModelSettings)
+    tools: Sequence[ToolDefinition] = ()
+    """of its own, which it runs itself; none: it is offered those of the server"""
+    no_tools: bool = False
+    output: OutputObjectDefinition | None = None
+    """what the answer has to be; JSON_OBJECT: any object"""
+    has_images: bool = False
+    own_dialogue: bool = False
+    """it keeps the dialogue itself"""
+
+    def demand(self, model: ChatModel) -> None:
+        """Raises ModelFailed for what this model cannot do."""
+        if self.tools and not model.takes_tools:
+            raise ModelFailed("tools_not_supported", f"tools: the model {model.name} cannot call any.")
+        if not self.has_images and self.output is None:
+            return
+        profile: Mapping[str, Any] = model.model.profile
+        if self.has_images and not profile.get("supports_image_input", True):
+            raise ModelFailed("images_not_supported", f"messages: the model {model.name} takes no images.")
+        if self.output is None:
+            return
+        ability = "supports_json_object_output" if self.output is JSON_OBJECT else "supports_json_schema_output"
+        if not profile.get(ability):
+            raise ModelFailed("format_not_supported", f"response_format: the model {model.name} does not offer this.")
+
+    def settings_for(self, model: ChatModel) -> ModelSettings:
+        """The client's word goes before the admin's, but nobody gets a longer answer than an admin allows."""
+        if not self.settings:
+            return model.settings
+        both: ModelSettings = {**model.settings, **self.settings}
+        if "max_tokens" in model.settings:
+            both["max_tokens"] = min(model.settings["max_tokens"], both["max_tokens"])
+        if "extra_headers" in model.settings:
+            both["extra_headers"] = {**both["extra_headers"], **model.settings["extra_headers"]}
+        return both
+
+    def parameters(self, offered: list[ToolDefinition]) -> ModelRequestParameters:
+        """The tools and the form of the answer."""
+        tools = list(self.tools) or ([] if self.no_tools else offered)
+        if self.output is None:
+            return ModelRequestParameters(function_tools=tools)
+        if self.output is not JSON_OBJECT:
+            return ModelRequestParameters(function_tools=tools, output_mode="native", output_object=self.output)
+        # without a template: OpenAI's API too leaves it to the client to say in words what it wants
+        return ModelRequestParameters(
+            function_tools=tools, output_mode="prompted", output_object=self.output, prompted_output_template=False
+        )
+
+
+NO_WISHES = Wishes()
+
+
 class Dialogue:
     """What is said between Omni2 and the model in one turn: memory, question, rounds, results.
 
@@ -492,6 +552,7 @@ class Dialogue:
         prompts: Sequence[str] = (),
     ) -> None:
         self.model = model
+        self.wishes = NO_WISHES
         self.messages: list[ModelMessage] = []
         self._prompts = prompts
         self._tools = [_definition(tool) for tool in tools]
@@ -502,6 +563,15 @@ class Dialogue:
             self.messages.append(ModelRequest.user_text_prompt(exchange.question))
             self.messages.append(ModelResponse(parts=[TextPart(exchange.answer)]))
         self.messages.append(ModelRequest.user_text_prompt(question))
+
+    def let_in(self, messages: Sequence[ModelMessage], wishes: Wishes) -> None:
+        """Let this be what is said, instead of memory and question."""
+        self.messages, self.wishes = list(messages), wishes
+
+    def join_trace(self, traceparent: str) -> None:
+        """Send the client's W3C trace along with each request to the model."""
+        headers = {**self.wishes.settings.get("extra_headers", {}), "traceparent": traceparent}
+        self.wishes = replace(self.wishes, settings={**self.wishes.settings, "extra_headers": headers})
 
     async def round(self, reply: Reply, *, deadline: float) -> AsyncGenerator[str, None]:
         """One request to the model: its text piece by piece, all the rest in `reply`.
@@ -563,9 +633,13 @@ class Dialogue:
         return 0.0
 
     @property
-    def instructions(self) -> str:
-        """What the model is told about itself: its system prompt, and the prompts of the user's groups."""
-        return "\n\n".join((self.model.system_prompt, *self._prompts))
+    def instructions(self) -> str | None:
+        """What the model is told about itself: its system prompt, and the prompts of the user's groups. Omni2's own
+        plain words not, where the client says himself what it should be."""
+        told = (self.model.system_prompt, *self._prompts)
+        if self.wishes.own_dialogue:
+            told = tuple(each for each in told if each != INSTRUCTIONS)
+        return "\n\n".join(told) or None
 
     def _request(self) -> AbstractAsyncContextManager[StreamedResponse]:
         *before, last = self.messages
@@ -573,15 +647,18 @@ class Dialogue:
         return model_request_stream(
             self.model.model,
             [*before, replace(last, instructions=self.instructions)],
-            model_settings=self.model.settings,
+            model_settings=self.wishes.settings_for(self.model),
             model_request_parameters=self.parameters,
             instrument=False,
         )
 
     @property
     def parameters(self) -> ModelRequestParameters:
-        """The tools, for a model that takes any."""
-        return ModelRequestParameters(function_tools=self._tools if self.model.takes_tools else [])
+        """The tools, for a model that takes any, and what the answer has to be. Raises ModelFailed for a wish that
+        this model cannot grant."""
+        self.wishes.demand(self.model)
+        offered = self._tools if self.model.takes_tools else []
+        return self.wishes.parameters(offered)
 
     def _take(self, response: ModelResponse, reply: Reply) -> None:
         """The round is over: keep what was said, and note which tools are asked for."""

@@ -22,6 +22,7 @@ from django.db import Error as DatabaseProblem
 from chat import tools
 from chat.approvals import WAIT_S, approvals
 from chat.approvals import Question as ApprovalQuestion
+from chat.brought import Brought
 from chat.catalogue import catalogue
 from chat.checks import Admission, Question, block_facts, ms_since, usage_facts
 from chat.llm import WORDS, ChatModel, Dialogue, ModelFailed, Reply, ToolCall, models
@@ -44,6 +45,9 @@ ANSWER_BYTES = 512 * 1024
 """Daphne has no back-pressure: what a client does not read lies in this process's memory."""
 ROUNDS = 10
 CALLS_PER_ROUND = 16
+HANDED_OVER_AT_ONCE = 128
+CLIENT = "client"
+"""the server of a tool that the client brought along"""
 DATABASE_WAIT_S = 2.0
 APPROVAL_REST_S = 30.0
 """What is left of a turn when its user was asked and has not answered: for the tool and the model."""
@@ -90,6 +94,7 @@ def open_turn(admission: Admission, question: Question, turn_id: str) -> tuple[T
         facts["token"] = identity.token_name
     if (title := preview(question.message)) is not None:
         facts["question"] = title
+    facts |= question.client.facts
     if verdict is None:
         check = turn.record("auth_check", None, status="failed", reason=identity.problem, **facts)
     else:
@@ -127,6 +132,8 @@ class Story:
     ttft_ms: float | None = None
     """from the request to the first piece of the answer, tools and all"""
     work: "asyncio.Task[None] | None" = None
+    finish_reason: str | None = None
+    """why the model's last round ended"""
     failing: Checkpoint | None = None
     """the step that is being taken: if it fails, the error stands under it"""
     broken_tool: str = ""
@@ -156,7 +163,8 @@ class Story:
         if problem is not None:
             await self._say("error", {"code": problem.code, "message": problem.message, "turn_id": turn.turn_id})
         else:
-            await self._say("done", self._summary())
+            why = {"finish_reason": self.finish_reason} if self.question.brought else {}
+            await self._say("done", {**self._summary(), **why})
 
     def _end(self, problem: Failed | None) -> None:
         by: dict[str, Any] = {}
@@ -228,16 +236,26 @@ class Story:
         deadline = asyncio.get_running_loop().time() + TURN_TIMEOUT_S
         choice = self.admission.choice
         prompts = choice.prompts if choice else ()
-        self.offer = await make_offer(self.turn, self.usage_check, self.admission)
+        brought = self.question.brought
+        if brought is None or brought.takes_server_tools:
+            self.offer = await make_offer(self.turn, self.usage_check, self.admission)
         offered = self.offer.tools.values()
         dialogue = Dialogue(self.model, self.admission.memory, self.question.message, offered, prompts=prompts)
         heard = self.question.message
+        if brought is not None:
+            dialogue.let_in(brought.messages, brought.wishes)
+            heard = self._take_results(brought) or heard
+        if self.question.client.traceparent:
+            dialogue.join_trace(self.question.client.traceparent)
         # Each wait for the model ends at the deadline by itself; this ends whatever else would not,
         # such as a client that stopped reading.
         async with asyncio.timeout_at(deadline + 5):
             for number in range(1, ROUNDS + 1):
                 thinking, reply = await self._think(dialogue, number, heard, deadline)
                 if not reply.tool_calls:
+                    return
+                if brought is not None and brought.wishes.tools:
+                    await self._hand_over(thinking, reply.tool_calls)
                     return
                 await self._charge()
                 results = await self._use_tools(thinking, reply.tool_calls)
@@ -431,9 +449,46 @@ class Story:
         if decision == "expired":
             raise tools.ToolProblem("The user did not answer in time, so the call was not made.", code="expired")
 
+    # --- a client's own tools ----------------------------------------------------------------------
+
+    def _take_results(self, brought: Brought) -> str:
+        """Write down what the client's tools answered, which the model asked for in a turn before; the text of it."""
+        for result in brought.results:
+            self.turn.record(
+                "client_result",
+                self.usage_check,
+                status="ok",
+                tool=result.tool,
+                server=CLIENT,
+                call_id=result.call_id,
+                **_shown(result=result.text),
+            )
+        return brought.heard
+
+    async def _hand_over(self, thinking: Checkpoint, calls: list[ToolCall]) -> None:
+        """Hand the model's calls to the client, whose tools they are. What comes of them is known only when it asks
+        again, in another turn: here they end as handed over."""
+        if len(calls) > HANDED_OVER_AT_ONCE or sum(len(call.raw) for call in calls) > ANSWER_BYTES:
+            raise Failed("too_many_tool_calls", "The model asked for too much at once.")
+        for call in calls:
+            step = self.turn.record(
+                "tool_call",
+                thinking,
+                status="started",
+                tool=call.tool,
+                server=CLIENT,
+                call_id=call.call_id,
+                **_shown(arguments=call.raw),
+            )
+            self.turn.record("tool_result", step, status="handed_over", tool=call.tool, server=CLIENT)
+        await self._acknowledge_first()
+        for call in calls:
+            await self._say("handed_over", {"tool": call.tool, "call_id": call.call_id, "arguments": call.raw})
+
     # --- usage ------------------------------------------------------------------------------------
 
     def _add(self, reply: Reply, *, failed: bool) -> None:
+        self.finish_reason = reply.finish_reason
         self.totals = Totals(
             self.totals.input_tokens + (reply.input_tokens or 0),
             self.totals.output_tokens + (reply.output_tokens or 0),

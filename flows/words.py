@@ -43,6 +43,7 @@ CHECKPOINTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "tool_call": {"icon": "build", "kind": "tool"},
         "tool_result": {"icon": "build", "kind": "tool"},
         "tool_approval": {"icon": "front_hand", "kind": "check"},
+        "client_result": {"icon": "build", "kind": "tool"},
         "error": {"icon": "error", "kind": "error", "failed": "Failed"},
         "flow_end": {"icon": "flag", "kind": "end"},
     }
@@ -234,6 +235,8 @@ def _tool_call(start: Row, end: Row | None, state: str) -> Words:
     if state == "failed":
         why = next((result[key] for key in ("error", "message") if result.get(key) is not None), "failed")
     left = {"open": "did not finish", "cancelled": "cancelled"}.get(state, "")
+    if state == "ok" and result.get("status") == "handed_over":
+        left = "handed to the client"
     given = short(text(data["arguments"]), 120) if "arguments" in data else ""
     tool = data.get("tool")
     return short("tool" if tool is None else tool, 60), _join(short(text(why), 120), left, given)
@@ -251,6 +254,12 @@ def _tool_approval(start: Row, end: Row | None, state: str) -> Words:
     within = f"within {duration(seconds * 1000)}" if asked and is_number(seconds) else ""
     label = _APPROVALS.get(str(data.get("status")), "The user is asked for his yes")
     return label, _join("" if tool is None else short(tool, 60), within)
+
+
+def _client_result(start: Row, end: Row | None, state: str) -> Words:
+    """What a tool of the client answered, to a call of a turn before."""
+    tool, result = start["metadata"].get("tool"), start["metadata"].get("result")
+    return short("tool" if tool is None else tool, 60), _join("the client's result", short(text(result or ""), 120))
 
 
 def _error(start: Row, end: Row | None, state: str) -> Words:
@@ -298,6 +307,7 @@ _WORDS: Mapping[str, Callable[[Row, Row | None, str], Words]] = MappingProxyType
         "tool_call": _tool_call,
         "tool_result": _tool_result,
         "tool_approval": _tool_approval,
+        "client_result": _client_result,
         "error": _error,
         "flow_end": _flow_end,
     }

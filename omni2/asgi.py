@@ -1,6 +1,7 @@
 """The ASGI application, the same under Daphne and uvicorn.
 
 http  /api/v1/ask, /api/v1/ask/stream  → chat.endpoint, below Django: no thread per open answer
+http  /v1/...                          → chat.openai_routes, below Django too: what OpenAI's clients ask
 http  everything else                  → Django
 ws    /ws/flows/{user_id}              → monitoring.consumers
 """
@@ -28,6 +29,8 @@ limit_statements(settings.STATEMENT_TIMEOUT_S)
 # Only after Django is set up: these modules load models.
 from chat.endpoint import ask_application, is_ask_path
 from chat.llm import warm_up
+from chat.openai_routes import is_openai_path, openai_application
+from chat.openai_routes import refuse_while_ending as refuse_openai_while_ending
 from monitoring.routing import websocket_application
 from omni2 import wiring
 from omni2.intake import intake
@@ -56,6 +59,10 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def answer(scope: Scope, receive: Receive, send: Send) -> None:
     """One HTTP request, to its last byte."""
+    if is_openai_path(scope["path"]):
+        if wiring.draining():
+            return await refuse_openai_while_ending(send)
+        return await openai_application(scope, receive, send)
     asks = is_ask_path(scope["path"])
     if wiring.draining() and (asks or scope["path"] == "/readyz"):
         return await refuse_while_ending(send)

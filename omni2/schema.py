@@ -1,13 +1,15 @@
 """The OpenAPI description of the whole API, also of what DRF does not see.
 
-The two ask routes are ASGI routes below Django, so they are described here by hand; the shape of
-errors is added to every operation. `manage.py spectacular --validate --fail-on-warn` must pass.
+The two ask routes and those of OpenAI's API (omni2.schema_openai) are ASGI routes below Django, so they are described
+by hand; the shape of errors is added to every operation. `manage.py spectacular --validate --fail-on-warn` must pass.
 """
 
 from typing import Any
 
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from rest_framework import serializers
+
+from omni2 import schema_openai
 
 Schema = dict[str, Any]
 
@@ -68,8 +70,8 @@ DESCRIPTIONS = {
 def complete(result: Schema, generator: Any, request: Any, public: bool) -> Schema:
     """drf-spectacular's last step: add the ask routes, the docs page and the errors every route may answer."""
     components = result.setdefault("components", {}).setdefault("schemas", {})
-    components.update(COMPONENTS)
-    result["paths"] = dict(sorted({**result["paths"], **ASK_PATHS, **DOCS_PATH}.items()))
+    components.update(COMPONENTS | schema_openai.COMPONENTS)
+    result["paths"] = dict(sorted({**result["paths"], **ASK_PATHS, **schema_openai.PATHS, **DOCS_PATH}.items()))
     for path, item in result["paths"].items():
         for method, operation in item.items():
             if method != "parameters":
@@ -80,6 +82,8 @@ def complete(result: Schema, generator: Any, request: Any, public: bool) -> Sche
 
 def _tag(path: str) -> str:
     """The area an address belongs to: /api/v1/monitoring/enable → monitoring."""
+    if path.startswith("/v1/"):
+        return "openai"
     area = path.removeprefix("/api/").removeprefix("v1/").split("/")[0]
     return "description" if area in {"schema", "docs"} else area
 

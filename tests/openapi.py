@@ -10,6 +10,8 @@ from django.urls import URLPattern, URLResolver
 METHODS = ("get", "post", "put", "patch", "delete")
 # below Django: only a really started server answers these
 ASGI_PATHS = {"/api/v1/ask", "/api/v1/ask/stream"}
+OPENAI_PATHS = {"/v1/chat/completions", "/v1/models", "/v1/models/{model}"}
+BELOW_DJANGO = ASGI_PATHS | OPENAI_PATHS
 
 
 class Operation(NamedTuple):

@@ -14,13 +14,13 @@ from django.urls import get_resolver
 from chat.endpoint import STATUS_OF
 from omni2.env import BASE_DIR
 from tests.chromium import chromium, required
-from tests.openapi import ASGI_PATHS, addresses, schema
+from tests.openapi import BELOW_DJANGO, addresses, schema
 from tests.running import running
 
 
 def test_it_describes_every_api_address_and_no_other() -> None:
     served = {address for address in addresses(get_resolver().url_patterns) if address.startswith("/api/")}
-    assert set(schema()["paths"]) == served | ASGI_PATHS
+    assert set(schema()["paths"]) == served | BELOW_DJANGO
 
 
 def test_it_is_valid_and_without_a_warning() -> None:
@@ -59,8 +59,9 @@ def test_it_describes_the_streaming_answer() -> None:
 
 
 def test_every_code_of_an_answer_is_explained() -> None:
-    """Every code that the chat's sources know is in docs/api.md; those that end a turn beside their status."""
-    said = (BASE_DIR / "docs" / "api.md").read_text()
+    """Every code that the chat's sources know is in docs/api.md, or in docs/openai.md when only OpenAI's clients hear
+    it; those that end a turn beside their status."""
+    said, openai = ((BASE_DIR / "docs" / name).read_text() for name in ("api.md", "openai.md"))
     table = said.partition("| `code` | status | |")[2].partition("\n\n")[0]
     statuses = {
         code: int(row.split("|")[2])
@@ -74,7 +75,7 @@ def test_every_code_of_an_answer_is_explained() -> None:
     codes = set(re.findall(r"""Refused\.because\(\s*\d+,\s*"(\w+)"|Failed\("(\w+)",|failed\("(\w+)",""", sources))
     known = {code for found in codes for code in found if code}
     assert {"user_blocked", "too_many_refusals", "tool_failed", "llm_timeout"} <= known
-    assert known - set(re.findall(r"`(\w+)`", said)) == set()
+    assert known - set(re.findall(r"`(\w+)`", said + openai)) == set()
 
 
 def test_every_reference_leads_somewhere() -> None:
@@ -118,6 +119,7 @@ def test_the_page_shows_every_area_and_asks_no_other_server() -> None:
         "flows",
         "ledger",
         "monitoring",
+        "openai",
         "turns",
         "users",
         "description",

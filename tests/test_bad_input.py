@@ -19,7 +19,7 @@ from django.test import Client
 
 from omni2.accounts.models import User
 from tests.llm_server import LlmServer
-from tests.openapi import ASGI_PATHS, Operation, operations
+from tests.openapi import ASGI_PATHS, BELOW_DJANGO, Operation, operations
 from tests.running import Running, running
 
 DEEP = 100_000
@@ -91,7 +91,7 @@ CHECKS = [
     "response_schema_conformance",
 ]
 
-IN_DJANGO = [operation for operation in operations() if operation.path not in ASGI_PATHS]
+IN_DJANGO = [operation for operation in operations() if operation.path not in BELOW_DJANGO]
 WITH_BODY = [operation for operation in IN_DJANGO if operation.takes_body]
 
 

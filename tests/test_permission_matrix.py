@@ -17,11 +17,12 @@ from django.test import Client
 from django.urls import get_resolver
 
 from chat.endpoint import ask_application
+from chat.openai_routes import is_openai_path, openai_application
 from flows.saved_views import SavedView
 from flows.tests.rows import StoredTurn
 from monitoring.routing import websocket_application
 from omni2.accounts.models import ApiToken, User
-from tests.openapi import ASGI_PATHS, addresses
+from tests.openapi import BELOW_DJANGO, addresses
 from tests.people import issue_token
 
 PEOPLE = ("anonymous", "plain user", "auditor", "operator", "superuser")
@@ -68,6 +69,9 @@ POST   /api/v1/auth/tokens                                         401    201   
 DELETE /api/v1/auth/tokens/{token_id}                              401    404      404       404        404
 POST   /api/v1/ask                                                 401    400      400       400        400
 POST   /api/v1/ask/stream                                          401    400      400       400        400
+POST   /v1/chat/completions                                        401    400      400       400        400
+GET    /v1/models                                                  401    200      200       200        200
+GET    /v1/models/{model}                                          401    404      404       404        404
 GET    /api/v1/models                                              401    200      200       200        200
 GET    /api/v1/flows/user/{user_id}                                401    403      200       200        200
 GET    /api/v1/flows/user/{self}                                   401    200      200       200        200
@@ -165,14 +169,14 @@ def test_every_address_has_a_line() -> None:
     known = {address.partition("?")[0] for _, address, _ in lines(MATRIX) + lines(ADMIN_MATRIX)}
     for model in models():
         known |= set(model_addresses(model).values())
-    served = set(addresses(get_resolver().url_patterns)) | ASGI_PATHS
+    served = set(addresses(get_resolver().url_patterns)) | BELOW_DJANGO
     without = {address for address in served - known if not address.startswith(tuple(DJANGOS_OWN))}
     assert without == set()
 
 
 def test_every_line_has_an_address() -> None:
     """A line about an address that is gone says nothing; what it says about strangers is kept."""
-    served = set(addresses(get_resolver().url_patterns)) | ASGI_PATHS
+    served = set(addresses(get_resolver().url_patterns)) | BELOW_DJANGO
     about = {address.partition("?")[0] for method, address, _ in lines(MATRIX) if method != "WS"}
     gone = {
         address for address in about if address not in served and "{self}" not in address and "nobody" not in address
@@ -226,7 +230,7 @@ def asked(client: Client, method: str, url: str) -> int:
     return status
 
 
-HTTP = [line for line in lines(MATRIX) if line[0] != "WS" and line[1] not in ASGI_PATHS]
+HTTP = [line for line in lines(MATRIX) if line[0] != "WS" and line[1] not in BELOW_DJANGO]
 
 
 @pytest.mark.django_db
@@ -346,10 +350,10 @@ def test_the_admin_sends_everybody_else_to_sign_in(
     assert asked(client_of(staff["auditor"]), "GET", history) == (200 if "a" in models()[model]["list"] else 403)
 
 
-# --- below Django: the ask routes and the sockets -------------------------------------------------
+# --- below Django: the ask routes, OpenAI's and the sockets -------------------------------------------------
 
 
-async def asked_below_django(path: str, token: str | None) -> int:
+async def asked_below_django(method: str, path: str, token: str | None) -> int:
     headers = [(b"authorization", f"Bearer {token}".encode())] if token else []
     body: list[dict[str, Any]] = [{"type": "http.request", "body": b"{}", "more_body": False}]
     sent: list[Any] = []
@@ -360,16 +364,17 @@ async def asked_below_django(path: str, token: str | None) -> int:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
-    await asyncio.wait_for(ask_application(scope, receive, send), 20)
+    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
+    application = openai_application if is_openai_path(path) else ask_application
+    await asyncio.wait_for(application(scope, receive, send), 20)
     return int(sent[0]["status"])
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("path", sorted(ASGI_PATHS))
-async def test_the_ask_routes_let_in_exactly_whom_they_should(cast: dict[str, User | None], path: str) -> None:
-    (expected,) = [expected for _, address, expected in lines(MATRIX) if address == path]
-    got = [await asked_below_django(path, issue_token(who) if who else None) for who in cast.values()]
+@pytest.mark.parametrize("path", sorted(BELOW_DJANGO))
+async def test_the_routes_below_django_let_in_exactly_whom_they_should(cast: dict[str, User | None], path: str) -> None:
+    ((method, expected),) = [(method, expected) for method, address, expected in lines(MATRIX) if address == path]
+    got = [await asked_below_django(method, path, issue_token(who) if who else None) for who in cast.values()]
     assert got == list(map(int, expected))
 
 

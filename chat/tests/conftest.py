@@ -1,5 +1,4 @@
-"""A small ASGI client for the ask routes: it speaks to `ask_application` as a server would, and can
-leave at any moment."""
+"""A small ASGI client for the routes below Django: it speaks to them as a server would, and can leave at any moment."""
 
 import asyncio
 import json
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 from django.test import Client as Browser
 
-from chat import doors, endpoint
+from chat import doors, endpoint, openai_routes
 from chat.checks import RefusalFlood
 from flows import flusher, log
 from flows.redis import get_redis, sync_client
@@ -90,7 +89,9 @@ class Call:
             self.on_send(self, message)
 
     def start(self) -> "Call":
-        self.task = asyncio.create_task(endpoint.ask_application(self.scope, self._receive, self._send))
+        of_openai = openai_routes.is_openai_path(self.path)
+        application = openai_routes.openai_application if of_openai else endpoint.ask_application
+        self.task = asyncio.create_task(application(self.scope, self._receive, self._send))
         return self
 
     def leave(self) -> None:

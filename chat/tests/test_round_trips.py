@@ -1,6 +1,7 @@
 """What a turn asks of PostgreSQL, counted on the wire: every round trip, whoever causes it."""
 
 import itertools
+import json
 import re
 import uuid
 from collections.abc import Callable, Iterator
@@ -215,3 +216,14 @@ def admit_once(credential: Any) -> Any:
         message="Hello",
         reserve=True,
     )
+
+
+async def test_a_client_of_openais_api_costs_the_same(bob: Any, client_of: Any, round_trips: Counting) -> None:
+    client, path = client_of(bob), "/v1/chat/completions"
+    said = [{"role": "user", "content": "Hello"}]
+    body = json.dumps({"model": "scripted-model", "messages": said, "metadata": {"session_id": str(uuid.uuid4())}})
+    for _ in range(2):
+        with round_trips() as asked:
+            call = await client.call(path=path, body=body.encode()).start().over()
+        assert call.status == 200
+        assert words(asked) == ["admits", "charges"]

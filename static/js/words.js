@@ -15,6 +15,7 @@ export const CHECKPOINTS = {
   tool_call: { icon: "build", kind: "tool" },
   tool_result: { icon: "build", kind: "tool" },
   tool_approval: { icon: "front_hand", kind: "check" },
+  client_result: { icon: "build", kind: "tool" },
   error: { icon: "error", kind: "error", failed: "Failed" },
   flow_end: { icon: "flag", kind: "end" },
 };
@@ -136,7 +137,8 @@ const WORDS = {
   tool_call(start, end, state) {
     const { tool, arguments: given } = start.metadata ?? {};
     const why = state === "failed" ? end?.metadata?.error ?? end?.metadata?.message ?? "failed" : "";
-    const left = { open: "did not finish", cancelled: "cancelled" }[state] ?? "";
+    const handed = state === "ok" && end?.metadata?.status === "handed_over" ? "handed to the client" : "";
+    const left = { open: "did not finish", cancelled: "cancelled" }[state] ?? handed;
     return { label: short(tool ?? "tool", 60), facts: join(short(text(why), 120), left, short(given === undefined ? "" : text(given), 120)) };
   },
   tool_result: (start, _, state) => WORDS.tool_call({ metadata: { tool: start.metadata?.tool } }, start, state),
@@ -144,6 +146,10 @@ const WORDS = {
     const { status, tool, expires_in_s: seconds } = metadata ?? {};
     const within = status === "started" && Number.isFinite(seconds) ? `within ${duration(seconds * 1000)}` : "";
     return { label: known(APPROVALS, status) ?? "The user is asked for his yes", facts: join(short(tool ?? "", 60), within) };
+  },
+  // what a tool of the client answered, to a call of a turn before
+  client_result({ metadata: { tool, result } = {} }) {
+    return { label: short(tool ?? "tool", 60), facts: join("the client's result", short(text(result ?? ""), 120)) };
   },
   error({ metadata: { code, message, reason: why, ...data } = {} }) {
     if (code === "stopped") {
