@@ -8,7 +8,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -19,7 +19,7 @@ from rest_framework.fields import empty
 from chat import usage
 from chat.catalogue import catalogue
 from chat.demonstration import DOMAIN, is_demonstration
-from chat.history import Exchange, memory
+from chat.history import NOTHING, Memory, memory
 from chat.llm import WORDS, ChatModel, Models, ModelUnavailable
 from chat.wanted import wanted_model
 from omni2.accounts.authenticate import (
@@ -164,7 +164,7 @@ class Admission:
     verdict: usage.Verdict | None
     refusal: Refused | None
     model: ChatModel | None = None
-    memory: list[Exchange] = field(default_factory=list)
+    memory: Memory = NOTHING
     took_ms: float = 0.0
     choice: usage.Choice | None = None
     """what the catalogue said; None: there is none, and no group counts"""
@@ -269,7 +269,7 @@ def _judge(request: Request, question: Question) -> Admission:
             verdict = replace(verdict, word="not_now")
     if answering.model is None or not verdict.admitted:
         return Admission(identity, user_id, session_id, verdict, _refusal_of(verdict) or answering.refusal)
-    earlier = memory(said.earlier, characters=answering.model.memory_characters)
+    earlier = memory(said.earlier, tokens=answering.model.history_tokens)
     return Admission(identity, user_id, session_id, verdict, None, answering.model, earlier, choice=said.choice)
 
 

@@ -58,11 +58,11 @@ BETWEEN_TOKENS_TIMEOUT_S = 60.0
 NOT_CONFIGURED_RETRY_S = 30
 
 INSTRUCTIONS = "You are a helpful assistant. Answer plainly and briefly."
-MEMORY_CHARACTERS = 24_000
-# The local model takes 4,096 tokens a conversation (omni2.localmodel), a token is about four
-# characters, and reading a long memory would cost it seconds. What does not fit is refused by its
-# server (context_too_long).
-LOCAL_MEMORY_CHARACTERS = 4_000
+HISTORY_TOKENS = 6_000
+"""of the conversation so far, for a model that is not of the catalogue"""
+# The local model takes 4,096 tokens a conversation (omni2.localmodel), and reading a long memory would cost it
+# seconds. What does not fit is refused by its server (context_too_long).
+LOCAL_HISTORY_TOKENS = 1_000
 LOCAL_ANSWER_TOKENS = 512
 
 
@@ -136,7 +136,8 @@ class ChatModel:
     provider: str
     model: Model
     takes_tools: bool
-    memory_characters: int
+    history_tokens: int
+    """of the conversation so far, at most"""
     settings: ModelSettings
     breaker: Breaker = field(default_factory=Breaker)
 
@@ -217,12 +218,13 @@ def _make(wanted: Wanted) -> ChatModel:
             "local",
             model,
             False,
-            LOCAL_MEMORY_CHARACTERS,
+            LOCAL_HISTORY_TOKENS,
             {**_SETTINGS, "max_tokens": LOCAL_ANSWER_TOKENS},
         )
     # what users call it, where it is one of the catalogue
     name = wanted.entry.name if wanted.entry else wanted.name if wanted.base_url else model.model_name
-    return ChatModel(name, wanted.provider or model.system, model, True, MEMORY_CHARACTERS, _SETTINGS)
+    history_tokens = wanted.entry.row["history_tokens"] if wanted.entry else HISTORY_TOKENS
+    return ChatModel(name, wanted.provider or model.system, model, True, history_tokens, _SETTINGS)
 
 
 # One request a round, so that what is written down is what happened: the SDKs retry nothing.

@@ -19,8 +19,8 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST, require_safe
 
 from chat import exchanges, markdown
+from chat.conversations import conversations_of
 from chat.exchanges import Asked, Step, Talk
-from chat.history import conversations_of
 from chat.scripted_model import SCRIPTED
 from chat.wanted import wanted_model
 from flows import words

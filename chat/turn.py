@@ -209,6 +209,7 @@ class Story:
             model=self.model.name,
             provider=self.model.provider,
             round=number,
+            **self.admission.memory.facts(),
             **_shown(input=heard),
         )
         self.failing = thinking
@@ -319,6 +320,8 @@ class Story:
             self.totals.input_tokens + (reply.input_tokens or 0),
             self.totals.output_tokens + (reply.output_tokens or 0),
             self.totals.cost_usd + (reply.cost_usd or Decimal(0)),
+            self.admission.memory.characters + len(self.question.message),
+            (reply.input_tokens or 0) if self.totals.read_tokens is None else self.totals.read_tokens,
         )
         self.cost_known = self.cost_known and reply.cost_usd is not None
 

@@ -68,6 +68,10 @@ POST   /api/v1/auth/tokens                                         401    201   
 DELETE /api/v1/auth/tokens/{token_id}                              401    404      404       404        404
 POST   /api/v1/ask                                                 401    400      400       400        400
 POST   /api/v1/ask/stream                                          401    400      400       400        400
+GET    /api/v1/conversations                                       401    200      200       200        200
+PATCH  /api/v1/conversations/{session_id}                          401    400      400       400        400
+DELETE /api/v1/conversations/{session_id}                          401    404      404       404        404
+GET    /api/v1/conversations/{session_id}/export                   401    404      404       404        404
 GET    /api/v1/flows/user/{user_id}                                401    403      200       200        200
 GET    /api/v1/flows/user/{self}                                   401    200      200       200        200
 GET    /api/v1/flows/user/nobody@example.com                       401    403      404       404        404
