@@ -123,10 +123,9 @@ class OneConversation(APIView):
     )
     def patch(self, request: Request, session_id: str) -> Response:
         """Give it another title."""
-        wanted = _session(session_id)
         asked = NewTitleSerializer(data=request.data)
         asked.is_valid(raise_exception=True)
-        found = conversations.rename(_pk(request), wanted, asked.validated_data["title"])
+        found = conversations.rename(_pk(request), _session(session_id), asked.validated_data["title"])
         if found is None:
             raise _no_such_conversation()
         return Response(described(found))
