@@ -20,6 +20,7 @@ export function approvalCard({ turn_id: turn, call_id: call, tool, arguments: gi
   const buttons = element("div", { className: "approval-buttons" }, approve, decline, left);
   const card = element("div", { className: "approval", data: { call }, attributes: { role: "group", "aria-labelledby": title.id } },
     icon("front_hand"), element("div", {}, title, readable(given), buttons, problem));
+  let pressed = false; // one of its buttons, by whom the keyboard is in the card
   const ticking = setInterval(tick, 1000);
   tick();
   announce(`${title.textContent} Approve or decline it.`);
@@ -35,7 +36,7 @@ export function approvalCard({ turn_id: turn, call_id: call, tool, arguments: gi
   function over(words) {
     clearInterval(ticking);
     if (card.classList.contains("is-over")) return;
-    const had = card.contains(document.activeElement);
+    const had = pressed || card.contains(document.activeElement);
     card.classList.add("is-over");
     buttons.replaceWith(element("p", { text: words }));
     problem.remove();
@@ -44,6 +45,8 @@ export function approvalCard({ turn_id: turn, call_id: call, tool, arguments: gi
   }
 
   async function decide(yes) {
+    // a button that is disabled loses the keyboard
+    pressed = card.contains(document.activeElement);
     approve.disabled = decline.disabled = true;
     problem.textContent = "";
     const reply = await post(`/api/v1/turns/${turn}/approvals/${encodeURIComponent(call)}`, { approve: yes }).catch(() => null);
@@ -51,6 +54,8 @@ export function approvalCard({ turn_id: turn, call_id: call, tool, arguments: gi
     if (reply?.status === 409) return over("It is decided already");
     if (reply?.status === 404) return over("It does not wait any more");
     approve.disabled = decline.disabled = false;
+    if (pressed) (yes ? approve : decline).focus();
+    pressed = false;
     problem.textContent = reply?.status === 401 ? "You are signed out." : "That did not work. Please try again.";
   }
 
@@ -69,9 +74,12 @@ function readable(given) {
     }
   }
   const text = (value) => cut(typeof value === "string" ? value : JSON.stringify(value, null, 1) ?? "");
-  if (values === null || typeof values !== "object" || Array.isArray(values)) return element("pre", { text: text(values ?? "") });
+  if (values === null || typeof values !== "object" || Array.isArray(values)) return scrolls(element("pre", { text: text(values ?? "") }));
   const rows = Object.entries(values).map(([name, value]) => element("div", {}, element("dt", { text: short(name, 60) }), element("dd", { text: text(value) })));
-  return rows.length ? element("dl", {}, ...rows) : element("p", { text: "Without arguments." });
+  return rows.length ? scrolls(element("dl", {}, ...rows)) : element("p", { text: "Without arguments." });
 }
+
+// by the keyboard too
+const scrolls = (one) => (one.setAttribute("tabindex", "0"), one);
 
 const cut = (text) => (text.length > MOST_CHARACTERS ? `${text.slice(0, MOST_CHARACTERS)}… (${text.length - MOST_CHARACTERS} characters more)` : text);

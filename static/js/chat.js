@@ -251,7 +251,7 @@ class Answer {
   }
 
   note(symbol, words) {
-    change(() => this.foot.after(element("p", { className: "line-note" }, icon(symbol), element("span", { text: words }))));
+    change(() => this.line.append(element("p", { className: "line-note" }, icon(symbol), element("span", { text: words }))));
   }
 
   askAgain() {

@@ -17,7 +17,7 @@ const renaming = document.getElementById("rename-sheet");
 const deleting = document.getElementById("delete-sheet");
 
 let of = null; // the entry whose menu or sheet is open
-let closedAt = -Infinity; // when the menu was closed last
+let wasOpen = false; // the menu, when its button was pressed: that alone closes it
 let current = () => null; // the session_id of the conversation on the page
 
 // --- entries ---------------------------------------------------------------------------------------
@@ -93,11 +93,13 @@ search.addEventListener("input", () => {
 
 // --- the menu ------------------------------------------------------------------------------------------
 
+list.addEventListener("pointerdown", () => (wasOpen = menu.matches(":popover-open")), { capture: true });
 list.addEventListener("click", (event) => {
   const opens = event.target.closest("[data-menu]");
   if (!opens) return;
-  // the same click has just closed it
-  if (of === opens.closest("li") && performance.now() - closedAt < 300) return;
+  const closes = wasOpen && of === opens.closest("li");
+  wasOpen = false;
+  if (closes) return menu.hidePopover();
   of = opens.closest("li");
   for (const link of menu.querySelectorAll("a")) link.href = `${API}/${of.dataset.session}/export?format=${link.dataset.format}`;
   menu.showPopover();
@@ -116,7 +118,6 @@ menu.addEventListener("keydown", (event) => {
   all[(all.indexOf(document.activeElement) + step + all.length) % all.length].focus();
 });
 menu.addEventListener("toggle", (event) => {
-  if (event.newState === "closed") closedAt = performance.now();
   if (event.newState === "closed" && (menu.contains(document.activeElement) || document.activeElement === document.body)) of?.querySelector("[data-menu]").focus();
 });
 menu.addEventListener("click", (event) => {
