@@ -18,8 +18,9 @@ export function approvalCard({ turn_id: turn, call_id: call, tool, arguments: gi
   const approve = button("Approve", { symbol: "check", className: "button is-main" }, () => decide(true));
   const decline = button("Decline", { symbol: "close" }, () => decide(false));
   const buttons = element("div", { className: "approval-buttons" }, approve, decline, left);
+  const details = readable(given);
   const card = element("div", { className: "approval", data: { call }, attributes: { role: "group", "aria-labelledby": title.id } },
-    icon("front_hand"), element("div", {}, title, readable(given), buttons, problem));
+    icon("front_hand"), element("div", {}, title, details, buttons, problem));
   let pressed = false; // one of its buttons, by whom the keyboard is in the card
   const ticking = setInterval(tick, 1000);
   tick();
@@ -38,8 +39,8 @@ export function approvalCard({ turn_id: turn, call_id: call, tool, arguments: gi
     if (card.classList.contains("is-over")) return;
     const had = pressed || card.contains(document.activeElement);
     card.classList.add("is-over");
-    buttons.replaceWith(element("p", { text: words }));
-    problem.remove();
+    for (const one of [details, problem]) one.remove();
+    buttons.replaceWith(element("span", { text: words }));
     if (had) document.getElementById("message").focus({ preventScroll: true });
     announce(words);
   }
@@ -59,7 +60,8 @@ export function approvalCard({ turn_id: turn, call_id: call, tool, arguments: gi
     problem.textContent = reply?.status === 401 ? "You are signed out." : "That did not work. Please try again.";
   }
 
-  card.over = over;
+  // The tool ran or was called off: what was decided here is told by the server's answer, which may come later.
+  card.settle = () => approve.disabled || over("It does not wait any more");
   return card;
 }
 

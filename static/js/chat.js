@@ -102,7 +102,7 @@ async function awaitAnswer(exchange) {
         change(() => exchange.replaceWith(now));
         exchange = now;
       }
-      if ("running" in exchange.dataset) exchange.querySelector(".line-foot").before(...cards);
+      if ("running" in exchange.dataset) exchange.querySelector(".tool-steps")?.after(...cards);
     } catch (status) {
       if (status === 401 || status === 404) return;
     }
@@ -116,7 +116,7 @@ async function showApprovals(exchange) {
   if (!exchange.querySelector('.tool-step[data-step="running"]')) return;
   for (const one of await waiting()) {
     if (one.turn_id !== exchange.dataset.turnId || exchange.querySelector(`.approval[data-call="${CSS.escape(one.call_id)}"]`)) continue;
-    change(() => exchange.querySelector(".line-foot").before(approvalCard(one)));
+    change(() => exchange.querySelector(".tool-steps").after(approvalCard(one)));
   }
 }
 
@@ -215,11 +215,11 @@ class Answer {
   approval(asked) {
     const card = approvalCard({ ...asked, turn_id: asked.turn_id ?? this.turn });
     this.cards.set(asked.call_id, card);
-    change(() => this.foot.before(card));
+    change(() => this.shown.before(card));
   }
 
   toolResult({ call_id: id, status, duration_ms: took }) {
-    this.cards.get(id)?.over("It does not wait any more");
+    this.cards.get(id)?.settle();
     const step = this.steps.get(id);
     if (!step) return;
     step.dataset.step = status;
@@ -229,7 +229,7 @@ class Answer {
   // What came is rendered and stays, whatever became of it.
   async finish() {
     clearInterval(this.ticking);
-    for (const card of this.cards.values()) card.over("It does not wait any more");
+    for (const card of this.cards.values()) card.settle();
     for (const step of this.steps.values()) {
       if (step.dataset.step !== "running") continue;
       step.dataset.step = "cancelled";
@@ -483,6 +483,7 @@ function openConversations(open) {
 opener.addEventListener("click", () => openConversations(!conversations.classList.contains("is-open")));
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || !conversations.classList.contains("is-open")) return;
+  if (document.querySelector("dialog[open], :popover-open")) return; // theirs
   openConversations(false);
   opener.focus();
 });

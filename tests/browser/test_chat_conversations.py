@@ -167,6 +167,10 @@ def test_without_scripts_the_list_goes_on_as_well(omni2: Running, visit: Visits,
 # --- asking -------------------------------------------------------------------------------------------
 
 
+def hold(held: list[Route], route: Route) -> None:
+    held.append(route)
+
+
 @pytest.mark.parametrize("way", ["Enter", "Send"])
 def test_what_is_sent_before_the_page_is_ready_is_asked_once_it_is(
     visit: Visits, someone: Callable[[str], str], way: str
@@ -175,7 +179,7 @@ def test_what_is_sent_before_the_page_is_ready_is_asked_once_it_is(
     page = visit(bob, "/account/tokens/")
     held: list[Route] = []
     # its name has its content's hash in it; chat_enter.js comes with the form
-    page.route(re.compile(r"/js/chat\.[^/]*js"), held.append)
+    page.route(re.compile(r"/js/chat\.[^/]*js"), lambda route: hold(held, route))
     page.goto("/chat/", wait_until="commit")
     message = page.get_by_label("Message")
     message.fill("script:plain early")
