@@ -16,7 +16,6 @@ from flows import cursor as cursors
 from flows.cursor import Place
 
 PER_PAGE = 100
-MOST_PER_PAGE = 100
 
 
 @dataclass(frozen=True, slots=True)
