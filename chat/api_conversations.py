@@ -3,6 +3,7 @@
 from typing import Any, cast
 
 from django.http.response import HttpResponseBase
+from django.urls import URLPattern, URLResolver, path
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import serializers
@@ -180,3 +181,10 @@ def _session(text: str) -> str:
 
 def _no_such_conversation() -> NotFound:
     return NotFound("There is no such conversation.")
+
+
+conversation_urls: list[URLPattern | URLResolver] = [
+    path("api/v1/conversations", Conversations.as_view(), name="conversations"),
+    path("api/v1/conversations/<str:session_id>", OneConversation.as_view(), name="one-conversation"),
+    path("api/v1/conversations/<str:session_id>/export", ConversationExport.as_view(), name="conversation-export"),
+]
