@@ -15,7 +15,7 @@ from django.db.models import QuerySet
 from django.db.models.fields.json import KT
 from django.utils import timezone
 
-from chat.models import Message, Role, TurnStop, TurnUsage
+from chat.models import Message, Role, TurnUsage
 from flows.models import InteractionFlow, Outcome, Turn
 
 PER_PAGE = 30
@@ -46,7 +46,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Somebody ended a turn: its own user, or another one who may have left him a message."""
+    """Somebody ended a turn: its own user, or another one; what its user was told."""
 
     by_himself: bool
     message: str
@@ -143,13 +143,15 @@ def _running(turn_ids: set[UUID]) -> set[UUID]:
 
 
 def _stops(turns: dict[UUID, Turn]) -> dict[UUID, Stop]:
-    """Who stopped these turns, as far as it is known. One query, if there are any."""
+    """Who stopped these turns, as their trees have it. One query, if there are any."""
     if not turns:
         return {}
-    return {
-        each.turn_id: Stop(each.stopped_by == turns[each.turn_id].user_id, each.message)
-        for each in TurnStop.objects.filter(turn_id__in=turns)
-    }
+    rows = (
+        InteractionFlow.objects.filter(turn_id__in=list(turns), checkpoint="error", metadata__code="stopped")
+        .annotate(by=KT("metadata__stopped_by"), message=KT("metadata__message"))
+        .values_list("turn_id", "by", "message")
+    )
+    return {turn_id: Stop(by == turns[turn_id].user_id, message or "") for turn_id, by, message in rows}
 
 
 def _steps(turn_ids: list[UUID]) -> dict[UUID, list[Step]]:

@@ -28,6 +28,9 @@ from flows.history import as_session_id, wire_time
 from omni2.accounts.models import User
 
 MOST_STEP_CHARACTERS = 80
+STOPPED = "This answer was stopped."
+"""what the turn's user is told where nobody left him other words"""
+
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
 # A turn that is not completed, in words.
@@ -141,7 +144,7 @@ def _ended(asked: Asked, outcome: str) -> str:
         return ENDED.get(outcome, "")
     if asked.stop.by_himself:
         return "You stopped it"
-    return f"It was stopped: {asked.stop.message}" if asked.stop.message else ENDED["stopped"]
+    return f"{ENDED['stopped']}: {asked.stop.message}" if asked.stop.message != STOPPED else ENDED["stopped"]
 
 
 def _facts(asked: Asked) -> list[str]:

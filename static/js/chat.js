@@ -345,6 +345,8 @@ async function done({ model, usage, duration_ms: took, limits: near }, answer) {
   announce(told(answer.text ? answer.shown : null));
 }
 
+const STOPPED = "This answer was stopped."; // what the server says where nobody left other words
+
 // What can be done about a failure, where asking the same again is not it.
 const FAILURES = {
   content_refused: { detail: "Asked in other words it may.", retry: false },
@@ -357,7 +359,7 @@ async function failed({ code, message: words, retry_after_s: wait }, answer) {
   if (code === "stopped" && answer.stopped) return stoppedHere(answer, "stopped");
   const incomplete = answer.text ? "The answer is not complete." : "";
   if (code === "stopped") {
-    answer.problem({ title: "The answer was stopped.", detail: [words, incomplete].filter(Boolean).join(" "), refusal: true });
+    answer.problem({ title: STOPPED, detail: [words === STOPPED ? "" : words, incomplete].filter(Boolean).join(" "), refusal: true });
     return answer.facts("stopped");
   }
   const until = wait > 0 ? Date.now() + wait * 1000 : null;
