@@ -151,7 +151,11 @@ def _stops(turns: dict[UUID, Turn]) -> dict[UUID, Stop]:
         .annotate(by=KT("metadata__stopped_by"), message=KT("metadata__message"))
         .values_list("turn_id", "by", "message")
     )
-    return {turn_id: Stop(by == turns[turn_id].user_id, message or "") for turn_id, by, message in rows}
+    return {
+        turn_id: Stop(by == turns[turn_id].user_id, message or "")
+        for turn_id, by, message in rows
+        if turn_id is not None
+    }
 
 
 def _steps(turn_ids: list[UUID]) -> dict[UUID, list[Step]]:

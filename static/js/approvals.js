@@ -9,9 +9,10 @@ const MOST_CHARACTERS = 4000;
 export const waiting = async () => (await get("/api/v1/approvals"))?.approvals ?? [];
 
 // The card of one approval, as `approval` and `GET /api/v1/approvals` tell of it.
-export function approvalCard({ turn_id: turn, call_id: call, tool, arguments: given, expires_in_s: seconds }) {
+export function approvalCard({ turn_id: turn, call_id: call, server, tool, arguments: given, expires_in_s: seconds }) {
   const until = Date.now() + seconds * 1000;
-  const title = element("b", {}, "May ", element("bdi", { text: short(tool, 80) }), " be used?");
+  const name = short(server ? `${tool} of ${server}` : tool, 120);
+  const title = element("b", {}, "May ", element("bdi", { text: name }), " be used?");
   title.id = `approval-${crypto.randomUUID?.() ?? Math.random()}`;
   const left = element("p", { className: "count" });
   const problem = element("p", { className: "field-error", attributes: { role: "alert" } });

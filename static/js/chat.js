@@ -124,7 +124,7 @@ async function showApprovals(exchange) {
 async function showElsewhere() {
   const place = document.getElementById("elsewhere");
   const here = new Set([...lines.querySelectorAll(".exchange")].map((exchange) => exchange.dataset.turnId));
-  const cards = (await waiting()).filter((one) => !here.has(one.turn_id)).map(approvalCard);
+  const cards = (await waiting()).filter((one) => !here.has(one.turn_id)).map((one) => approvalCard(one));
   if (!cards.length) return;
   place.replaceChildren(element("p", { text: "In an answer that is not on this page:" }), ...cards);
   place.hidden = false;
