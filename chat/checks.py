@@ -20,7 +20,7 @@ from chat import usage
 from chat.brought import Brought
 from chat.catalogue import catalogue
 from chat.demonstration import DOMAIN, is_demonstration
-from chat.history import Exchange, memory
+from chat.history import NOTHING, Earlier, Memory, memory
 from chat.llm import WORDS, ChatModel, Models, ModelUnavailable
 from chat.stops import BLOCKED_WORDS
 from chat.wanted import wanted_model
@@ -184,7 +184,7 @@ class Admission:
     verdict: usage.Verdict | None
     refusal: Refused | None
     model: ChatModel | None = None
-    memory: list[Exchange] = field(default_factory=list)
+    memory: Memory = NOTHING
     took_ms: float = 0.0
     choice: usage.Choice | None = None
     """what the catalogue said; None: there is none, and no group counts"""
@@ -289,7 +289,7 @@ def _judge(request: Request, question: Question) -> Admission:
             verdict = replace(verdict, word="not_now")
     if answering.model is None or not verdict.admitted:
         return Admission(identity, user_id, session_id, verdict, _refusal_of(verdict) or answering.refusal)
-    earlier = memory([] if question.brought else said.earlier, characters=answering.model.memory_characters)
+    earlier = memory(Earlier() if question.brought else said.earlier, tokens=answering.model.history_tokens)
     return Admission(identity, user_id, session_id, verdict, None, answering.model, earlier, choice=said.choice)
 
 

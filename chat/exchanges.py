@@ -16,12 +16,22 @@ from django.db.models.fields.json import KT
 from django.utils import timezone
 
 from chat.models import Message, Role, TurnUsage
-from flows.models import InteractionFlow, Turn
+from flows.models import InteractionFlow, Outcome, Turn
 
 PER_PAGE = 30
 STORED_WITHIN = timedelta(seconds=15)
 """After an answer has ended, its turn is stored within a second or two; later it is not waited for."""
-TOLD_OF_A_TURN = ("outcome", "error", "model", "duration_ms", "input_tokens", "output_tokens", "cost_usd", "tool_calls")
+TOLD_OF_A_TURN = (
+    "outcome",
+    "error",
+    "model",
+    "duration_ms",
+    "input_tokens",
+    "output_tokens",
+    "cost_usd",
+    "tool_calls",
+    "user_id",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +42,14 @@ class Step:
     status: str = "running"
     duration_ms: float | None = None
     error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Somebody ended a turn: its own user, or another one; what its user was told."""
+
+    by_himself: bool
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +64,7 @@ class Asked:
     turn: Turn | None = None
     is_running: bool = False
     steps: list[Step] = field(default_factory=list)
+    stop: Stop | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +78,7 @@ class Talk:
 def talk(user_pk: int, session_id: str, *, before: int | None = None, limit: int = PER_PAGE) -> Talk:
     """The newest `limit` questions of one conversation of this user, or the newest before a number.
 
-    Empty when there is none, or when it is somebody else's. Two to five queries, however long the
+    Empty when there is none, or when it is somebody else's. Two to six queries, however long the
     conversation is.
     """
     questions = _questions(user_pk, session_id).order_by("-id")
@@ -71,7 +90,7 @@ def talk(user_pk: int, session_id: str, *, before: int | None = None, limit: int
 
 
 def asked_in(user_pk: int, session_id: str, turn_id: UUID) -> Asked | None:
-    """One question of a conversation of this user; None when there is none. Two to five queries."""
+    """One question of a conversation of this user; None when there is none. Two to six queries."""
     found = _with_what_became(session_id, _questions(user_pk, session_id).filter(turn_id=turn_id)[:1])
     return found[0] if found else None
 
@@ -91,6 +110,7 @@ def _with_what_became(session_id: str, questions: Iterable[Message]) -> list[Ask
     running = _running(set(ids) - over)
     used_tools = [turn_id for turn_id in ids if turn_id not in over or turns[turn_id].tool_calls]
     steps = _steps(used_tools)
+    stops = _stops({turn_id: turn for turn_id, turn in turns.items() if turn.outcome == Outcome.STOPPED})
     return [
         Asked(
             number=each.pk,
@@ -101,6 +121,7 @@ def _with_what_became(session_id: str, questions: Iterable[Message]) -> list[Ask
             turn=turns.get(each.turn_id),
             is_running=each.turn_id in running,
             steps=steps.get(each.turn_id, []),
+            stop=stops.get(each.turn_id),
         )
         for each in asked
     ]
@@ -119,6 +140,22 @@ def _running(turn_ids: set[UUID]) -> set[UUID]:
     lately = timezone.now() - STORED_WITHIN
     usages = TurnUsage.objects.filter(turn_id__in=turn_ids).values_list("turn_id", "ended_at")
     return {turn_id for turn_id, ended_at in usages if ended_at is None or ended_at > lately}
+
+
+def _stops(turns: dict[UUID, Turn]) -> dict[UUID, Stop]:
+    """Who stopped these turns, as their trees have it. One query, if there are any."""
+    if not turns:
+        return {}
+    rows = (
+        InteractionFlow.objects.filter(turn_id__in=list(turns), checkpoint="error", metadata__code="stopped")
+        .annotate(by=KT("metadata__stopped_by"), message=KT("metadata__message"))
+        .values_list("turn_id", "by", "message")
+    )
+    return {
+        turn_id: Stop(by == turns[turn_id].user_id, message or "")
+        for turn_id, by, message in rows
+        if turn_id is not None
+    }
 
 
 def _steps(turn_ids: list[UUID]) -> dict[UUID, list[Step]]:

@@ -68,12 +68,11 @@ RETRY_AFTER_AT_MOST_S = 10.0
 """A server that asks for more patience than a person has is not asked again in this turn."""
 
 INSTRUCTIONS = "You are a helpful assistant. Answer plainly and briefly."
-MEMORY_CHARACTERS = 24_000
-# The local model takes 4,096 tokens a conversation (omni2.localmodel), a token is about four
-# characters, and reading a long memory would cost it seconds. What does not fit is refused by its
-# server (context_too_long).
-LOCAL_MEMORY_CHARACTERS = 4_000
-CHARACTERS_A_TOKEN = 4
+HISTORY_TOKENS = 6_000
+"""of the conversation so far, for a model that is not of the catalogue"""
+# The local model takes 4,096 tokens a conversation (omni2.localmodel), and reading a long memory would cost it
+# seconds. What does not fit is refused by its server (context_too_long).
+LOCAL_HISTORY_TOKENS = 1_000
 LOCAL_ANSWER_TOKENS = 512
 
 
@@ -169,12 +168,11 @@ class ChatModel:
     provider: str
     model: Model = field(repr=False)
     takes_tools: bool
-    memory_characters: int
+    history_tokens: int
+    """of the conversation so far, at most"""
     settings: ModelSettings
     breaker: Breaker = field(default_factory=Breaker)
     wanted: Wanted | None = None
-    history_tokens: int | None = None
-    """how much of the conversation so far an admin lets it be told; None: he did not say"""
     system_prompt: str = INSTRUCTIONS
     attempts: int = 1
     first_token_timeout_s: float | None = None
@@ -332,7 +330,7 @@ def make(wanted: Wanted, client: httpx2.AsyncClient) -> ChatModel:
             "local",
             model,
             False,
-            LOCAL_MEMORY_CHARACTERS,
+            LOCAL_HISTORY_TOKENS,
             {**_SETTINGS, "max_tokens": LOCAL_ANSWER_TOKENS},
             wanted=wanted,
             attempts=settings.LLM_ATTEMPTS,
@@ -340,7 +338,7 @@ def make(wanted: Wanted, client: httpx2.AsyncClient) -> ChatModel:
     name = wanted.name if wanted.base_url else model.model_name
     provider = wanted.provider or model.system
     return ChatModel(
-        name, provider, model, True, MEMORY_CHARACTERS, _SETTINGS, wanted=wanted, attempts=settings.LLM_ATTEMPTS
+        name, provider, model, True, HISTORY_TOKENS, _SETTINGS, wanted=wanted, attempts=settings.LLM_ATTEMPTS
     )
 
 
@@ -353,10 +351,9 @@ def _from_catalogue(wanted: Wanted, row: Mapping[str, Any], model: Model) -> Cha
         wanted.provider or model.system,
         model,
         row["takes_tools"],
-        row["history_tokens"] * CHARACTERS_A_TOKEN,
+        row["history_tokens"],
         {**own, **_SETTINGS},
         wanted=wanted,
-        history_tokens=row["history_tokens"],
         system_prompt=row["system_prompt"].strip() or INSTRUCTIONS,
         attempts=max(1, row["attempts"]),
         first_token_timeout_s=row["first_token_timeout_s"],

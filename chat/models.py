@@ -183,6 +183,10 @@ class TurnUsage(models.Model):
     started_at = models.DateTimeField(db_default=Now())
     ended_at = models.DateTimeField(null=True)
     process_id = models.UUIDField(help_text="the web process that serves or served it")
+    read_characters = models.IntegerField(default=0, db_default=0)
+    """of the conversation, its own question included, that the model was given in the first round"""
+    read_tokens = models.IntegerField(default=0, db_default=0)
+    """as the model counted that round, its system prompt and tools included; 0: it did not say"""
 
     class Meta:
         db_table = "turn_usage"

@@ -18,20 +18,22 @@ from django.utils.text import capfirst
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST, require_safe
 
-from chat import exchanges, markdown
+from chat import conversations, exchanges, markdown
 from chat.exchanges import Asked, Step, Talk
-from chat.history import conversations_of
 from chat.scripted_model import SCRIPTED
 from chat.wanted import wanted_model
 from flows import words
+from flows.cursor import BadCursor
 from flows.history import as_session_id, wire_time
 from omni2.accounts.models import User
 
-MOST_CONVERSATIONS = 100
 MOST_STEP_CHARACTERS = 80
+STOPPED = "This answer was stopped."
+"""what the turn's user is told where nobody left him other words"""
+
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
-# How a turn that is not completed is told to the one who asked.
+# A turn that is not completed, in words.
 ENDED = {
     "disconnected": "You stopped it, or left before its end",
     "stopped": "It was stopped",
@@ -44,13 +46,17 @@ ENDED = {
 @never_cache
 @login_required
 def chat(request: HttpRequest, session_id: str | None = None) -> HttpResponse:
-    """A new conversation, or the newest questions of one of one's own. Six queries at most, and those of the shell."""
+    """A new conversation, or the newest questions of one of one's own. Seven queries at most, and the shell's."""
     user = cast(User, request.user)
     talk = _talk(request, user, session_id) if session_id is not None else Talk([], None)
-    conversations = list(conversations_of(user.pk)[:MOST_CONVERSATIONS])
+    listed = _listed(request, user)
     page = {
         "title": "Chat",
-        "conversations": [(str(each.session_id), each.title, wire_time(each.updated_at)) for each in conversations],
+        "conversations": [
+            (str(each.session_id), each.title, wire_time(each.updated_at)) for each in listed.conversations
+        ],
+        "next": listed.next,
+        "last_model": next((each.turn.model for each in reversed(talk.asked) if each.turn and each.turn.model), ""),
         "is_older": "before" in request.GET,
         "notice": settings.NOTICE,
         **_shown(talk, as_session_id(session_id or "") or ""),
@@ -83,6 +89,14 @@ def _talk(request: HttpRequest, user: User, text: str) -> Talk:
     if not talk.asked:
         raise Http404("There is no such conversation.")
     return talk
+
+
+def _listed(request: HttpRequest, user: User) -> conversations.ConversationPage:
+    """The newest conversations, or those after a cursor (`?older=`, for whom no script reads on)."""
+    try:
+        return conversations.page_of(user.pk, cursor=request.GET.get("older"))
+    except BadCursor:
+        raise Http404("There is no such place in the list.") from None
 
 
 def _before(request: HttpRequest) -> int | None:
@@ -118,10 +132,19 @@ def _exchange(asked: Asked) -> dict[str, Any]:
         "is_running": asked.is_running and outcome is None,
         "outcome": outcome,
         "failure": capfirst(words.reason(turn.error)) if turn and outcome == "failed" and turn.error else "",
-        "ended": ENDED.get(outcome or "", ""),
+        "ended": _ended(asked, outcome or ""),
         "steps": [_step(step, is_over=not asked.is_running) for step in asked.steps],
         "facts": _facts(asked) if outcome == "completed" else [],
     }
+
+
+def _ended(asked: Asked, outcome: str) -> str:
+    """How a turn that is not completed is told to the one who asked."""
+    if asked.stop is None:
+        return ENDED.get(outcome, "")
+    if asked.stop.by_himself:
+        return "You stopped it"
+    return f"{ENDED['stopped']}: {asked.stop.message}" if asked.stop.message != STOPPED else ENDED["stopped"]
 
 
 def _facts(asked: Asked) -> list[str]:

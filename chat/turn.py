@@ -292,6 +292,7 @@ class Story:
             round=number,
             attempt=attempt,
             **self._replaced(),
+            **self.admission.memory.facts(),
             **_shown(input=heard),
         )
         self.failing = thinking
@@ -489,10 +490,16 @@ class Story:
 
     def _add(self, reply: Reply, *, failed: bool) -> None:
         self.finish_reason = reply.finish_reason
+        # the first request that was counted says how this model counts; what a client brought is not ours to measure
+        read_tokens = self.totals.read_tokens
+        if read_tokens is None and self.question.brought is None:
+            read_tokens = reply.input_tokens
         self.totals = Totals(
             self.totals.input_tokens + (reply.input_tokens or 0),
             self.totals.output_tokens + (reply.output_tokens or 0),
             self.totals.cost_usd + (reply.cost_usd or Decimal(0)),
+            self.admission.memory.characters + len(self.question.message),
+            read_tokens,
         )
         # a request that failed before the provider counted anything costs nothing
         free = failed and reply.input_tokens is None and not reply.pieces

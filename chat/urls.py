@@ -3,6 +3,7 @@
 from django.urls import URLPattern, URLResolver, path
 
 from chat.api_approvals import Approve, OpenApprovals
+from chat.api_conversations import conversation_urls
 from chat.api_models import model_urls
 from chat.api_stops import Block, StopTurn
 from chat.pages import page_urls
@@ -10,6 +11,7 @@ from chat.pages import page_urls
 # <path:…> because an e-mail address may contain a slash
 api_urls: list[URLPattern | URLResolver] = [
     *model_urls,
+    *conversation_urls,
     path("api/v1/approvals", OpenApprovals.as_view(), name="approvals"),
     path("api/v1/turns/<str:turn_id>/approvals/<path:call_id>", Approve.as_view(), name="approve"),
     path("api/v1/turns/<uuid:turn_id>/stop", StopTurn.as_view(), name="turn-stop"),

@@ -17,7 +17,7 @@ from django.conf import settings
 from django.db import connection
 from django.db.backends.utils import CursorWrapper
 
-from chat.history import EARLIER, Said
+from chat.history import EARLIER, Earlier
 from chat.models import TITLE_CHARACTERS
 from monitoring.config import usage_limits
 from omni2.accounts.authenticate import Identity
@@ -72,8 +72,8 @@ class Admitted:
     verdict: Verdict | None
     is_foreign: bool
     """the session he named is another user's"""
-    earlier: list[Said] = field(default_factory=list)
-    """of a session that goes on: what was said in it, the newest first"""
+    earlier: Earlier = field(default_factory=Earlier)
+    """of a session that goes on: what was said in it"""
     choice: "Choice | None" = None
     """which model of the catalogue answers; None: that of the environment"""
 
@@ -137,6 +137,10 @@ class Totals:
     input_tokens: int = 0
     output_tokens: int = 0
     cost_usd: Decimal = Decimal(0)
+    read_characters: int = 0
+    """of the conversation, question included, in the first round; with `read_tokens` it says how the model counts"""
+    read_tokens: int | None = None
+    """the input tokens of the first round; None: there was none yet"""
 
 
 # What is asked of every statement here of a `person`: the day by PostgreSQL's clock in the configured zone,
@@ -246,12 +250,18 @@ WITH before AS (
 ),
 turn AS (
     UPDATE turn_usage SET input_tokens = input_now, output_tokens = output_now, cost_usd = cost_now,
+           read_characters = GREATEST(read_characters, %(read_characters)s),
+           read_tokens = GREATEST(read_tokens, %(read_tokens)s),
            ended_at = CASE WHEN %(ended)s THEN clock_timestamp() END
     FROM before WHERE turn_usage.turn_id = before.turn_id
 ),
 answer AS (
     INSERT INTO messages (conversation_id, role, content, turn_id)
     SELECT session_id, 'assistant', %(answer)s, turn_id FROM before WHERE %(answer)s <> ''
+        -- not into a conversation that was deleted meanwhile, nor into one that began anew since
+        AND (SELECT true FROM messages AS asked
+             WHERE asked.conversation_id = before.session_id AND asked.turn_id = before.turn_id
+             ORDER BY asked.id DESC LIMIT 1)
 )
 UPDATE daily_usage SET
     input_tokens = daily_usage.input_tokens + input_now - before.input_tokens,
@@ -331,7 +341,7 @@ def admit(
         return Admitted(identity, None, is_foreign)
     limits, resets_at, seconds = _read_numbers(numbers)
     verdict = Verdict(word, limits, resets_at, seconds, block_message or "", block_reason or "")
-    return Admitted(identity, verdict, is_foreign, [Said(*each) for each in earlier or ()], _choice(chosen))
+    return Admitted(identity, verdict, is_foreign, Earlier.of(earlier), _choice(chosen))
 
 
 def _choice(chosen: Any) -> Choice | None:
@@ -397,6 +407,8 @@ def _charge(cursor: CursorWrapper, turn_id: str, totals: Totals, *, ended: bool,
             "input_tokens": totals.input_tokens,
             "output_tokens": totals.output_tokens,
             "cost_usd": totals.cost_usd,
+            "read_characters": totals.read_characters,
+            "read_tokens": totals.read_tokens or 0,
             "ended": ended,
             "answer": answer,
         },

@@ -73,6 +73,10 @@ POST   /v1/chat/completions                                        401    400   
 GET    /v1/models                                                  401    200      200       200        200
 GET    /v1/models/{model}                                          401    404      404       404        404
 GET    /api/v1/models                                              401    200      200       200        200
+GET    /api/v1/conversations                                       401    200      200       200        200
+PATCH  /api/v1/conversations/{session_id}                          401    400      400       400        400
+DELETE /api/v1/conversations/{session_id}                          401    404      404       404        404
+GET    /api/v1/conversations/{session_id}/export                   401    404      404       404        404
 GET    /api/v1/flows/user/{user_id}                                401    403      200       200        200
 GET    /api/v1/flows/user/{self}                                   401    200      200       200        200
 GET    /api/v1/flows/user/nobody@example.com                       401    403      404       404        404

@@ -160,7 +160,7 @@ async def test_its_memory_drops_the_oldest_turns_whole(bob: Any, client_of: Any,
     for number in range(3):
         await client.stream(f"question {number} " + "x" * 50, session_id=session_id)
     said = len(llm.requests[-1].messages)
-    monkeypatch.setattr(door, "MEMORY_CHARACTERS", 320)
+    monkeypatch.setattr(door, "HISTORY_TOKENS", 80)
     monkeypatch.setattr(door, "_models", type(door._models)())
     await client.stream("script:memory", session_id=session_id)
     remembered = [each["content"] for each in llm.requests[-1].messages if each["role"] == "user"]

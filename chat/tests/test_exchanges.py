@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from chat.exchanges import Step, asked_in, talk
+from chat.exchanges import Step, Stop, asked_in, talk
 from chat.models import Conversation, Message, Role, TurnUsage
 from flows.models import InteractionFlow, Turn
 
@@ -113,3 +113,23 @@ def test_an_answer_is_awaited_until_its_turn_is_stored(
     )
     (asked,) = talk(bob.pk, str(conversation.session_id)).asked
     assert asked.is_running is running
+
+
+def test_who_stopped_it_is_told(conversation: Conversation, bob: Any) -> None:
+    for by, message in ((bob.user_id, "You stopped this answer."), ("olga@example.com", "Call me.")):
+        turn_id = say(conversation, by)
+        store(conversation, turn_id, outcome="stopped")
+        InteractionFlow.objects.create(
+            user_id=bob.user_id,
+            session_id=conversation.session_id,
+            turn_id=turn_id,
+            checkpoint="error",
+            metadata={"code": "stopped", "message": message, "stopped_by": by},
+            created_at=timezone.now(),
+        )
+    unknown = say(conversation, "nobody knows")
+    store(conversation, unknown, outcome="stopped")
+    own, others, nobodys = talk(bob.pk, str(conversation.session_id)).asked
+    assert own.stop == Stop(True, "You stopped this answer.")
+    assert others.stop == Stop(False, "Call me.")
+    assert nobodys.stop is None

@@ -34,7 +34,7 @@ def test_the_local_model_gets_no_tools_and_a_small_memory(configured: Any) -> No
     model = Models().answering("bob@example.com")
     assert (model.name, model.provider) == ("local", "local")
     assert not model.takes_tools
-    assert model.memory_characters == llm.LOCAL_MEMORY_CHARACTERS
+    assert model.history_tokens == llm.LOCAL_HISTORY_TOKENS
     assert model.settings["max_tokens"] == llm.LOCAL_ANSWER_TOKENS
     assert llm.Dialogue(model, [], "Hello", TOOLS.values()).parameters.function_tools == []
 

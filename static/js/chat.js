@@ -1,8 +1,12 @@
 // Talking: one question at a time through POST /api/v1/ask/stream, the answer as it comes.
 
-import { announce, button, csrfToken, element, icon } from "./dom.js";
+import { approvalCard, waiting } from "./approvals.js";
+import { post } from "./chat_api.js";
+import { listConversations, showConversation } from "./conversations.js";
+import { announce, button, element, icon } from "./dom.js";
 import { count, duration, instant, moment, money, remaining, short } from "./format.js";
 import { GrowingAnswer, frameWide } from "./growing_answer.js";
+import { ModelChoice } from "./model_choice.js";
 import { events } from "./server_events.js";
 import { showLocalTimes } from "./times.js";
 
@@ -17,9 +21,12 @@ const toNewest = document.getElementById("to-newest");
 const DRAFT = "omni2.chat.draft";
 const TICK_MS = 200;
 const FONTS_MS = 300;
+const STOP_MS = 5000; // so long the server may take to end what it was told to stop
 
 let session = chat.dataset.session || null;
-let asking = null; // the AbortController of the question that is being answered
+let asking = null; // the question that is being answered: its AbortController and its Answer
+const models = new ModelChoice(document.getElementById("model-choice"), chat.dataset.model);
+listConversations(() => session);
 
 // --- the end of the page -------------------------------------------------------------------------
 
@@ -88,14 +95,39 @@ async function awaitAnswer(exchange) {
     if (document.hidden) continue;
     try {
       const now = parsed(await said(`turn=${turn}`)).querySelector(".exchange");
-      if (now.outerHTML === exchange.outerHTML) continue;
-      change(() => exchange.replaceWith(now));
-      exchange = now;
+      await showApprovals(exchange);
+      const cards = [...exchange.querySelectorAll(".approval")];
+      for (const card of cards) card.remove();
+      if (now.outerHTML !== exchange.outerHTML) {
+        change(() => exchange.replaceWith(now));
+        exchange = now;
+      }
+      if ("running" in exchange.dataset) exchange.querySelector(".tool-steps")?.after(...cards);
     } catch (status) {
       if (status === 401 || status === 404) return;
     }
   }
   announce(told(exchange.querySelector(".answer")));
+}
+
+// What waits for its user's yes in a turn that is answered elsewhere, such as in a program. Asked only while a
+// tool runs: it is the tool that waits.
+async function showApprovals(exchange) {
+  if (!exchange.querySelector('.tool-step[data-step="running"]')) return;
+  for (const one of await waiting()) {
+    if (one.turn_id !== exchange.dataset.turnId || exchange.querySelector(`.approval[data-call="${CSS.escape(one.call_id)}"]`)) continue;
+    change(() => exchange.querySelector(".tool-steps").after(approvalCard(one)));
+  }
+}
+
+// The same for turns that are not on this page.
+async function showElsewhere() {
+  const place = document.getElementById("elsewhere");
+  const here = new Set([...lines.querySelectorAll(".exchange")].map((exchange) => exchange.dataset.turnId));
+  const cards = (await waiting()).filter((one) => !here.has(one.turn_id)).map((one) => approvalCard(one));
+  if (!cards.length) return;
+  place.replaceChildren(element("p", { text: "In an answer that is not on this page:" }), ...cards);
+  place.hidden = false;
 }
 
 const told = (answer) => (answer ? `Answered: ${short(answer.textContent, 700)}` : "There is no answer");
@@ -122,6 +154,8 @@ class Answer {
     this.question = question;
     this.turn = null;
     this.steps = new Map();
+    this.cards = new Map(); // of the tools that wait for a yes
+    this.stopped = false; // by the button on this page
     this.since = Date.now();
     this.tools = element("ul", { className: "tool-steps", attributes: { "aria-label": "Tools" } });
     this.shown = element("div", { className: "answer is-running", attributes: { dir: "auto", "aria-busy": "true" } });
@@ -175,10 +209,17 @@ class Answer {
       icon("build"), element("bdi", { text: short(tool, 80) }), element("span", { className: "tool-said", text: "running" }));
     this.steps.set(id, step);
     change(() => this.tools.append(step));
-    announce(`Using ${short(tool, 80)}`);
+    if (!this.exchange.querySelector(".approval:not(.is-over)")) announce(`Using ${short(tool, 80)}`);
+  }
+
+  approval(asked) {
+    const card = approvalCard({ ...asked, turn_id: asked.turn_id ?? this.turn });
+    this.cards.set(asked.call_id, card);
+    change(() => this.shown.before(card));
   }
 
   toolResult({ call_id: id, status, duration_ms: took }) {
+    this.cards.get(id)?.settle();
     const step = this.steps.get(id);
     if (!step) return;
     step.dataset.step = status;
@@ -188,6 +229,7 @@ class Answer {
   // What came is rendered and stays, whatever became of it.
   async finish() {
     clearInterval(this.ticking);
+    for (const card of this.cards.values()) card.settle();
     for (const step of this.steps.values()) {
       if (step.dataset.step !== "running") continue;
       step.dataset.step = "cancelled";
@@ -208,16 +250,21 @@ class Answer {
     });
   }
 
+  note(symbol, words) {
+    change(() => this.line.append(element("p", { className: "line-note" }, icon(symbol), element("span", { text: words }))));
+  }
+
   askAgain() {
     const again = element("button", { className: "link-button", text: "Ask again", attributes: { type: "button", "data-ask-again": "" } });
     this.how.before(again);
   }
 
   // Why there is no answer, or no whole one. `until`: when asking again may help (milliseconds since 1970).
-  problem({ title, detail, refusal = false, retry = true, signIn = false, until = null }) {
+  problem({ title, detail, refusal = false, retry = true, signIn = false, anew = false, until = null }) {
     const words = element("div", {}, element("b", { text: title }), detail ? element("p", { text: detail }) : null);
     const card = element("div", { className: `line-problem${refusal ? " is-refusal" : ""}`, attributes: { role: "alert" } }, icon(refusal ? "block" : "error"), words);
     if (signIn) words.append(element("a", { text: "Sign in", className: "button", attributes: { href: `/login/?next=${encodeURIComponent(location.pathname)}` } }));
+    if (anew) words.append(element("a", { text: "New conversation", className: "button", attributes: { href: "/chat/" } }));
     if (retry) {
       const again = button("Ask again", { symbol: "refresh" }, () => {});
       again.dataset.askAgain = "";
@@ -245,23 +292,7 @@ function waitUntil(until, again) {
   tick();
 }
 
-function showConversation(id, question) {
-  const list = document.querySelector("#conversations ul");
-  list.querySelector("[aria-current]")?.removeAttribute("aria-current");
-  const title = question.replace(/\s+/g, " ").slice(0, 120);
-  list.prepend(element("li", {}, element("a", { attributes: { href: `/chat/${id}/`, "aria-current": "page", dir: "auto" } },
-    element("b", { text: title }), element("small", { text: moment(Date.now()) }))));
-}
-
 // --- asking --------------------------------------------------------------------------------------
-
-const post = (address, body, signal) =>
-  fetch(address, {
-    method: "POST",
-    headers: { "Content-Type": "application/json", "X-CSRFToken": csrfToken() },
-    body: JSON.stringify(body),
-    signal,
-  });
 
 // Safe HTML of a piece of Markdown; null when the server is away: then the text stays text.
 async function rendered(body) {
@@ -274,11 +305,13 @@ async function rendered(body) {
 }
 
 async function ask(question) {
-  asking = new AbortController();
-  setBusy(true);
+  const leaving = new AbortController();
   const answer = new Answer(question);
+  asking = { answer, leaving };
+  setBusy(true);
   try {
-    const reply = await post("/api/v1/ask/stream", { message: question, ...(session ? { session_id: session } : {}) }, asking.signal);
+    const body = { message: question, ...(session ? { session_id: session } : {}), ...(models.name ? { model: models.name } : {}) };
+    const reply = await post("/api/v1/ask/stream", body, leaving.signal);
     if (reply.ok) await hear(reply, answer);
     else await refused(reply, answer);
   } catch (problem) {
@@ -295,6 +328,7 @@ async function hear(reply, answer) {
     else if (name === "token") answer.token(data);
     else if (name === "tool_call") answer.toolCall(data);
     else if (name === "tool_result") answer.toolResult(data);
+    else if (name === "approval") answer.approval(data);
     else if (name === "done" || name === "error") {
       ended = true;
       await (name === "done" ? done(data, answer) : failed(data, answer));
@@ -303,25 +337,46 @@ async function hear(reply, answer) {
   if (!ended) throw new TypeError("the stream broke off");
 }
 
-async function done({ model, usage, duration_ms: took }, answer) {
+async function done({ model, usage, duration_ms: took, limits: near }, answer) {
   await answer.finish();
   const tokens = (usage?.input_tokens ?? 0) + (usage?.output_tokens ?? 0);
   answer.facts("completed", answer.text ? "" : "The answer is empty", model, duration(took), tokens ? `${count(tokens)} tok` : "", usage?.cost_usd ? money(usage.cost_usd) : "");
+  for (const one of near ?? []) answer.note("speed", nearLimit(one));
   announce(told(answer.text ? answer.shown : null));
 }
 
-async function failed({ message: words }, answer) {
+const STOPPED = "This answer was stopped."; // what the server says where nobody left other words
+
+// What can be done about a failure, where asking the same again is not it.
+const FAILURES = {
+  content_refused: { detail: "Asked in other words it may.", retry: false },
+  context_too_long: { retry: false, anew: true },
+  model_not_found: { retry: false },
+};
+
+async function failed({ code, message: words, retry_after_s: wait }, answer) {
   await answer.finish();
-  answer.problem({ title: words || "Something went wrong.", detail: answer.text ? "The answer is not complete." : "" });
+  if (code === "stopped" && answer.stopped) return stoppedHere(answer, "stopped");
+  const incomplete = answer.text ? "The answer is not complete." : "";
+  if (code === "stopped") {
+    answer.problem({ title: STOPPED, detail: [words === STOPPED ? "" : words, incomplete].filter(Boolean).join(" "), refusal: true });
+    return answer.facts("stopped");
+  }
+  const until = wait > 0 ? Date.now() + wait * 1000 : null;
+  answer.problem({ title: words || "Something went wrong.", detail: incomplete, until, ...FAILURES[code] });
   answer.facts("failed");
+}
+
+function stoppedHere(answer, outcome) {
+  answer.facts(outcome, "You stopped it");
+  answer.askAgain();
+  announce("You stopped it");
 }
 
 async function broken(problem, answer) {
   await answer.finish();
   if (problem.name === "AbortError") {
-    answer.facts("disconnected", "You stopped it");
-    answer.askAgain();
-    announce("You stopped it");
+    stoppedHere(answer, "disconnected");
   } else {
     answer.problem({ title: "The connection broke off.", detail: answer.text ? "The answer is not complete." : "The question may not have arrived." });
     answer.facts(null);
@@ -342,6 +397,7 @@ async function refused(reply, answer) {
     usage_limit: { title: detail, detail: limits(told), refusal: true },
     too_many_turns: { title: detail, detail: "Wait until one of them is answered.", refusal: true },
     too_many_refusals: { title: detail, refusal: true },
+    model_not_found: { title: detail, detail: "Choose another one below.", retry: false },
     not_found: { title: "This conversation is not yours or does not exist.", retry: false },
     body_too_large: { title: "The question is too long.", retry: false },
   }[code];
@@ -349,8 +405,19 @@ async function refused(reply, answer) {
   if (reply.status === 401) answer.problem({ title: "You are signed out.", detail: "Sign in again: your question is kept.", retry: false, signIn: true });
   else answer.problem({ until, ...(known ?? { title: detail ?? (fields || "That did not work."), retry: reply.status >= 500 || reply.status === 429 }) });
   if (reply.status === 401 || code === "csrf_failed") sessionStorage.setItem(DRAFT, answer.question);
+  if (code === "model_not_found") models.load();
   if (told.turn_id && told.session_id) answer.ofTurn(told.session_id, told.turn_id);
   answer.facts("refused");
+}
+
+const LIMITED = { requests: "requests", tokens: "tokens", cost: "", turns: "answers at once" };
+const WINDOWS = { minute: "of this minute", day: "of today", month: "of this month" };
+
+// "requests_per_day" -> "You have used 45 of 50 requests of today. Free again 02:00."
+function nearLimit({ limit_name: name = "", used, limit, resets_at: resets }) {
+  const amount = name.startsWith("cost") ? money : count;
+  const words = [amount(used), "of", amount(limit), LIMITED[name.split("_")[0]] ?? name, WINDOWS[name.split("_").at(-1)]].filter(Boolean);
+  return `Near your limit: ${words.join(" ")} used.${resets ? ` Free again ${moment(instant(resets))}.` : ""}`;
 }
 
 function limits({ used, limit, limit_name: name = "", resets_at: resets }) {
@@ -367,6 +434,7 @@ function setBusy(busy) {
   const had = document.activeElement === going;
   going.hidden = true;
   coming.hidden = false;
+  stop.disabled = false;
   if (had && busy) coming.focus({ preventScroll: true });
   // where the keyboard is on the screen it would come up over the answer
   else if (!busy && (had || document.activeElement === document.body) && matchMedia("(hover: hover)").matches) message.focus({ preventScroll: true });
@@ -383,22 +451,30 @@ function compose(text) {
   message.focus();
 }
 
-form.addEventListener("submit", (event) => {
-  event.preventDefault();
+function submit() {
   const question = message.value.trim();
   if (!question || asking) return;
   message.value = "";
   fitHeight();
   ask(question);
-});
+}
+
+// static/js/chat_enter.js has it that Enter sends
+form.addEventListener("submit", submit);
 message.addEventListener("input", fitHeight);
-message.addEventListener("keydown", (event) => {
-  // 229: an input method at work, in browsers that say so a moment too late
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
-  event.preventDefault();
-  form.requestSubmit();
+
+// The server ends the turn and says so; should it not, leaving ends it too.
+stop.addEventListener("click", async () => {
+  const { answer, leaving } = asking ?? {};
+  if (!answer || answer.stopped) return;
+  answer.stopped = true;
+  if (!answer.turn) return leaving.abort();
+  stop.disabled = true;
+  const reply = await post(`/api/v1/turns/${answer.turn}/stop`, {}).catch(() => null);
+  // 409: it has ended by itself meanwhile, and the rest of it is on its way
+  if (!reply?.ok && reply?.status !== 409) return leaving.abort();
+  setTimeout(() => leaving.abort(), STOP_MS);
 });
-stop.addEventListener("click", () => asking?.abort());
 
 const conversations = document.getElementById("conversations");
 const opener = document.getElementById("show-conversations");
@@ -409,6 +485,7 @@ function openConversations(open) {
 opener.addEventListener("click", () => openConversations(!conversations.classList.contains("is-open")));
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || !conversations.classList.contains("is-open")) return;
+  if (document.querySelector("dialog[open], :popover-open")) return; // theirs
   openConversations(false);
   opener.focus();
 });
@@ -429,8 +506,12 @@ Promise.race([document.fonts.ready, new Promise((go) => setTimeout(go, FONTS_MS)
 // where the keyboard is on the screen it would come up over the conversation
 if (matchMedia("(hover: hover)").matches && document.activeElement === document.body) message.focus({ preventScroll: true });
 for (const exchange of lines.querySelectorAll(".exchange[data-running]")) awaitAnswer(exchange);
+models.load();
+showElsewhere();
 const draft = sessionStorage.getItem(DRAFT);
 if (draft) {
   sessionStorage.removeItem(DRAFT);
   compose(draft);
 }
+form.dataset.ready = "";
+if ("waiting" in form.dataset) submit();

@@ -139,7 +139,8 @@ class Visits:
     def __init__(self, contexts: Contexts, omni2: Running) -> None:
         self.contexts, self.omni2 = contexts, omni2
         self.problems: list[str] = []
-        self.forgiven: list[str] = []
+        # MERGE: to be empty once these three addresses are there (models, tools and stop are built elsewhere)
+        self.forgiven: list[str] = ["/api/v1/models", "/api/v1/approvals", "/stop"]
         self._open = ExitStack()
 
     def __call__(

@@ -154,9 +154,11 @@ def test_stop_ends_the_turn_and_keeps_what_came(omni2: Running, visit: Visits, s
     expect(page.locator(".line-foot")).to_contain_text("You stopped it")
     expect(page.locator(".answer")).to_contain_text("takes its time")
     turn_id = str(page.locator("[data-turn-id]").get_attribute("data-turn-id"))
-    eventually(lambda: outcome_of(omni2, turn_id) == "disconnected", "the turn ended with its client")
+    # MERGE: "stopped" alone, once the server can stop a turn; until then the page leaves, as it does when that fails
+    ended = eventually(lambda: outcome_of(omni2, turn_id), "the turn ended")
+    assert ended in ("stopped", "disconnected")
     page.reload()
-    expect(page.get_by_text("You stopped it, or left before its end")).to_be_visible()
+    expect(page.get_by_text(re.compile("^You stopped it"))).to_be_visible()
     expect(page.locator(".answer")).to_contain_text("takes its time")
     page.get_by_role("button", name="Ask again").click()
     expect(page.locator(".answer").nth(1)).to_contain_text("takes its time", timeout=LONG_MS)
