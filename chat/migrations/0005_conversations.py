@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('chat', '0002_gateway'),
+        ("chat", "0004_tools"),
     ]
 
     operations = [

@@ -4,7 +4,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("chat", "0002_gateway")]
+    dependencies = [("chat", "0003_stop")]
 
     operations = [
         # nothing waits while a process that knows the old table is being replaced
