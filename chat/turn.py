@@ -175,6 +175,8 @@ class Story:
             outcome = "disconnected" if self.gone else "failed" if problem else "completed"
         first_token = {} if self.ttft_ms is None else {"ttft_ms": self.ttft_ms}
         self.turn.end(outcome, duration_ms=self._ms(), **first_token, **by)
+        # the tracker keeps a turn until it is stored, and must not keep its story and its model with it
+        self.turn.cancel = None
         logger.info("turn %s after %.0f ms", outcome, self._ms(), extra={"turn_id": self.turn.turn_id})
 
     def stop(self, why: Stop) -> None:
