@@ -12,6 +12,12 @@ from types import MappingProxyType
 from typing import Any
 
 from django.db import connection
+from django.db.models import Q
+
+from chat.demonstration import is_demonstration
+from chat.models import LanguageModel
+from chat.scripted_model import SCRIPTED
+from chat.wanted import wanted_model
 
 # Changes whenever any row of these tables does, by whatever hand: xmin is the transaction that wrote a row.
 FOLLOWED = """
@@ -59,6 +65,10 @@ class Entry:
     def name(self) -> str:
         return str(self.row["name"])
 
+    @property
+    def enabled(self) -> bool:
+        return bool(self.row["enabled"])
+
 
 class Catalogue:
     """The entries as they were last read. Used by any number of threads."""
@@ -77,6 +87,15 @@ class Catalogue:
     def is_asked(self) -> bool:
         """Whether a turn depends on it, or on its user's groups: there are models, tool servers or prompts."""
         return bool(self._entries) or self._groups_count
+
+    @property
+    def entries(self) -> Mapping[int, Entry]:
+        """All rows by their key, as last read: another object after each reading."""
+        return self._entries
+
+    def known(self, pk: int | None) -> Entry | None:
+        """The entry as it was last read; no query."""
+        return self._entries.get(pk) if pk is not None else None
 
     def find(self, pk: int, version: str = "") -> Entry | None:
         """The entry in this version (any, if none is named). Two queries when it is not the one that is known."""
@@ -102,3 +121,45 @@ class Catalogue:
 
 
 catalogue = Catalogue()
+
+
+def models_for(user: Any) -> list[dict[str, Any]]:
+    """What this user may name as `model`, by name: `{"name", "description", "is_default", "takes_tools", "is_local",
+    "is_scripted"}`. One of them is the one that answers when he names none, unless nothing is offered to him.
+
+    Three queries at most. The rule is that of the statement that lets a turn in (chat.usage)."""
+    ours = wanted_model(user.user_id)
+    if is_demonstration(user.user_id):
+        return [_environments(ours.name, ours.provider, is_default=True)]
+    groups = list(user.groups.values_list("pk", flat=True))
+    to_all = Q(groups__isnull=True, users__isnull=True)
+    rows = LanguageModel.objects.filter(to_all | Q(groups__in=groups) | Q(users=user.pk), enabled=True)
+    offered = list(rows.distinct().order_by("-is_default", "name"))
+    has_default = LanguageModel.objects.filter(enabled=True, is_default=True).exists()
+    found = [
+        {
+            "name": row.name,
+            "description": row.description,
+            "is_default": has_default and row is offered[0],
+            "takes_tools": row.takes_tools,
+            "is_local": False,
+            "is_scripted": bool(row.base_url) and row.model.startswith(SCRIPTED),
+        }
+        for row in offered
+    ]
+    # without a default that of the environment answers; one of the catalogue that has its name hides it
+    if not has_default and all(each["name"] != ours.name for each in found):
+        found.append(_environments(ours.name, ours.provider, is_default=True))
+    return sorted(found, key=lambda each: str(each["name"]))
+
+
+def _environments(name: str, provider: str, *, is_default: bool) -> dict[str, Any]:
+    """The model that LLM_MODEL names, or that of a demonstration."""
+    return {
+        "name": name,
+        "description": "",
+        "is_default": is_default,
+        "takes_tools": provider != "local",
+        "is_local": provider == "local",
+        "is_scripted": provider == SCRIPTED,
+    }

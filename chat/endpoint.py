@@ -56,6 +56,7 @@ STATUS_OF = {
     "llm_rate_limited": 503,
     "llm_unavailable": 503,
     "context_too_long": 400,
+    "content_refused": 400,
     "internal_error": 500,
     "server_stopping": 503,
 }

@@ -1,8 +1,8 @@
 """The only door to the model and to pydantic-ai: which model answers, and one round of it as a stream.
 
-The loop over rounds and tools is the turn's own (chat.turn): each round is exactly one request to
-the model and one pair of checkpoints, so nothing here retries behind their back. Failures come
-out as ModelFailed with a code a client can act on and words a person can read.
+The loop over rounds and tools is the turn's own (chat.turn). So is each request: it has one pair of checkpoints,
+and nothing here or in the SDKs retries behind its back; `Dialogue.again` says whether and when to ask once more, and
+whom. Failures come out as ModelFailed with a code a client can act on and words a person can read.
 """
 
 import asyncio
@@ -10,16 +10,19 @@ import contextlib
 import json
 import logging
 import math
+import random
 import time
-from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from threading import Lock
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 import httpx2
+from django.conf import settings
 from pydantic_ai import exceptions
 from pydantic_ai.direct import model_request_stream
 from pydantic_ai.messages import (
@@ -41,12 +44,13 @@ from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
 
-from chat.catalogue import catalogue
+from chat.catalogue import Entry, catalogue
 from chat.history import Exchange
 from chat.scripted_model import SCRIPTED
 from chat.tools import Tool
-from chat.wanted import Wanted, wanted_entry, wanted_model
+from chat.wanted import NoKey, Wanted, wanted_entry, wanted_model
 from flows.checkpoints import clean_text
+from omni2.database import in_database
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +60,11 @@ thousand ask at once may itself be what keeps the connection waiting."""
 FIRST_TOKEN_TIMEOUT_S = 90.0
 BETWEEN_TOKENS_TIMEOUT_S = 60.0
 NOT_CONFIGURED_RETRY_S = 30
+BACK_OFF_S = (0.5, 1.0, 2.0, 4.0)
+"""Before the second request, the third and so on; up to a half longer, so that many who failed together do not
+come again together."""
+RETRY_AFTER_AT_MOST_S = 10.0
+"""A server that asks for more patience than a person has is not asked again in this turn."""
 
 INSTRUCTIONS = "You are a helpful assistant. Answer plainly and briefly."
 MEMORY_CHARACTERS = 24_000
@@ -63,6 +72,7 @@ MEMORY_CHARACTERS = 24_000
 # characters, and reading a long memory would cost it seconds. What does not fit is refused by its
 # server (context_too_long).
 LOCAL_MEMORY_CHARACTERS = 4_000
+CHARACTERS_A_TOKEN = 4
 LOCAL_ANSWER_TOKENS = 512
 
 
@@ -74,9 +84,17 @@ class ModelFailed(Exception):
     code: str
     message: str
     detail: str = ""
+    request_id: str = ""
+    """what the provider calls the request that failed, if it said so"""
+    passes: bool = False
+    """the same request may succeed in a moment"""
+    elsewhere: bool = True
+    """another model might answer it"""
+    retry_after_s: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.code}: {self.detail or self.message}"
+        said = f"{self.code}: {self.detail or self.message}"
+        return f"{said} (request {self.request_id})" if self.request_id else said
 
 
 WORDS = {
@@ -85,12 +103,14 @@ WORDS = {
     "llm_rate_limited": "The model has too much to do at the moment. Please try again in a minute.",
     "llm_unavailable": "The model cannot be reached at the moment.",
     "context_too_long": "This conversation is too long for the model. Please start a new one or ask less at once.",
+    "content_refused": "The model declined to answer this.",
 }
 
 
-def failed(code: str, detail: str = "") -> ModelFailed:
+def failed(code: str, detail: str = "", **more: Any) -> ModelFailed:
     """The failure of that code, in its usual words."""
-    return ModelFailed(code, WORDS[code], detail)
+    elsewhere = code not in ("context_too_long", "content_refused")
+    return ModelFailed(code, WORDS[code], detail, elsewhere=elsewhere, **more)
 
 
 @dataclass(eq=False)
@@ -129,25 +149,57 @@ class Breaker:
 
 
 @dataclass(frozen=True, slots=True)
+class Price:
+    """What an admin says a model costs, in US dollars for a million tokens."""
+
+    input_usd: Decimal
+    output_usd: Decimal
+
+    def of(self, input_tokens: int, output_tokens: int) -> Decimal:
+        return (self.input_usd * input_tokens + self.output_usd * output_tokens) / 1_000_000
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class ChatModel:
     """A model ready to be asked, and what it can take."""
 
     name: str
+    """what users call it"""
     provider: str
-    model: Model
+    model: Model = field(repr=False)
     takes_tools: bool
     memory_characters: int
     settings: ModelSettings
     breaker: Breaker = field(default_factory=Breaker)
+    wanted: Wanted | None = None
+    history_tokens: int | None = None
+    """how much of the conversation so far an admin lets it be told; None: he did not say"""
+    system_prompt: str = INSTRUCTIONS
+    attempts: int = 1
+    first_token_timeout_s: float | None = None
+    next_token_timeout_s: float | None = None
+    price: Price | None = None
+    """None: as genai-prices has it"""
+
+    @property
+    def entry(self) -> Entry | None:
+        """Its row of the catalogue, if it is one of it."""
+        return self.wanted.entry if self.wanted else None
 
 
 class Models:
     """The models of one event loop, made when they are first asked for: a model's HTTP connections
-    belong to the loop that opened them."""
+    belong to the loop that opened them.
 
-    def __init__(self) -> None:
+    A row of the catalogue that was changed or deleted is forgotten; its connections are closed when no turn has
+    its model any more."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self._loop = loop
         self._made: dict[Wanted, ChatModel] = {}
-        self._unusable: set[Wanted] = set()
+        self._unusable: set[Any] = set()
+        """wanted models and entries of which the log has been told already"""
+        self._entries: Mapping[int, Entry] = catalogue.entries
         self._making = Lock()
 
     def answering(self, user_id: str) -> ChatModel:
@@ -157,6 +209,8 @@ class Models:
 
     def _ready(self, wanted: Wanted) -> ChatModel:
         with self._making:
+            if self._entries is not catalogue.entries:
+                self._forget_old_entries()
             model = self._made.get(wanted) or self._make(wanted)
         if wait_s := model.breaker.seconds_left():
             raise ModelUnavailable(retry_after_s=math.ceil(wait_s))
@@ -165,18 +219,56 @@ class Models:
     def chosen(self, pk: int, version: str) -> ChatModel:
         """The model of the catalogue that was chosen, or, while it is down, its fallback. Raises ModelUnavailable
         when none of them can be asked."""
+        return self._first_ready(catalogue.find(pk, version), tried=set())
+
+    def instead_of(self, failing: ChatModel, tried: set[tuple[str, str, str]]) -> ChatModel | None:
+        """The fallback of a model that just failed: the next in its chain that can be asked and is not one of those
+        that were `tried` (Wanted.server). The first time reads files: call it in a thread."""
+        entry = failing.entry
+        if entry is None or entry.row["fallback_id"] is None:
+            return None
+        try:
+            return self._first_ready(catalogue.known(entry.row["fallback_id"]), tried)
+        except ModelUnavailable:
+            return None
+
+    def _first_ready(self, entry: Entry | None, tried: set[tuple[str, str, str]]) -> ChatModel:
         away: ModelUnavailable | None = None
-        tried: set[int] = set()
-        entry = catalogue.find(pk, version)
-        while entry is not None and entry.pk not in tried:
-            tried.add(entry.pk)
-            try:
-                return self._ready(wanted_entry(entry))
-            except ModelUnavailable as problem:
-                away = away or problem
-            fallback = entry.row["fallback_id"]
-            entry = catalogue.find(fallback) if fallback is not None else None
+        looked_at: set[int] = set()
+        while entry is not None and entry.pk not in looked_at:
+            looked_at.add(entry.pk)
+            if entry.enabled:
+                try:
+                    wanted = self._wanted(entry)
+                    if wanted.server not in tried:
+                        return self._ready(wanted)
+                except ModelUnavailable as problem:
+                    away = away or problem
+            entry = catalogue.known(entry.row["fallback_id"])
         raise away or ModelUnavailable(NOT_CONFIGURED_RETRY_S)
+
+    def _wanted(self, entry: Entry) -> Wanted:
+        try:
+            return wanted_entry(entry)
+        except NoKey as problem:
+            raise self._cannot_be_used(entry, entry.name, problem) from None
+
+    def _cannot_be_used(self, what: Any, name: str, problem: Exception) -> ModelUnavailable:
+        """Only an operator can mend it: he is told once."""
+        if what not in self._unusable:
+            self._unusable.add(what)
+            logger.error("no model: %s cannot be used: %s", name, problem)
+        return ModelUnavailable(retry_after_s=NOT_CONFIGURED_RETRY_S)
+
+    def _forget_old_entries(self) -> None:
+        self._entries = catalogue.entries
+        current = set(self._entries.values())
+        self._made = {
+            wanted: model for wanted, model in self._made.items() if wanted.entry is None or wanted.entry in current
+        }
+        self._unusable = {
+            each for each in self._unusable if (each.entry if isinstance(each, Wanted) else each) in (None, *current)
+        }
 
     def warm(self) -> None:
         """Make the model everybody is answered by, so that the first to ask need not wait for it."""
@@ -184,15 +276,32 @@ class Models:
             self.answering("")
 
     def _make(self, wanted: Wanted) -> ChatModel:
+        client = _http_client()
         try:
-            model = _make(wanted)
+            model = make(wanted, client)
         except (exceptions.UserError, ImportError, ValueError) as problem:
-            # An unknown name, no API key, a package that is not installed: only an operator can mend it.
-            if wanted not in self._unusable:
-                self._unusable.add(wanted)
-                logger.error("no model: %s cannot be used: %s", wanted.name, problem)
-            raise ModelUnavailable(retry_after_s=NOT_CONFIGURED_RETRY_S) from None
+            # An unknown name, no API key, a package that is not installed.
+            name = wanted.entry.name if wanted.entry else wanted.name
+            raise self._cannot_be_used(wanted, name, problem) from None
+        if self._loop is not None:
+            # turns that have it go on with it; the last of them lets it go
+            finalize(model, _close_later, self._loop, client).atexit = False
         return self._made.setdefault(wanted, model)
+
+
+def _close_later(loop: asyncio.AbstractEventLoop, client: httpx2.AsyncClient) -> None:
+    """Close the client's connections on the loop that opened them; called from whatever thread."""
+    with contextlib.suppress(RuntimeError):  # the loop is over, and its connections with it
+        loop.call_soon_threadsafe(_close, client)
+
+
+_closing: set["asyncio.Task[None]"] = set()
+
+
+def _close(client: httpx2.AsyncClient) -> None:
+    closing = asyncio.create_task(client.aclose())
+    _closing.add(closing)
+    closing.add_done_callback(_closing.discard)
 
 
 async def warm_up() -> None:
@@ -205,11 +314,16 @@ _models: WeakKeyDictionary[asyncio.AbstractEventLoop, Models] = WeakKeyDictionar
 
 def models() -> Models:
     """The models of the running event loop."""
-    return _models.setdefault(asyncio.get_running_loop(), Models())
+    loop = asyncio.get_running_loop()
+    return _models.get(loop) or _models.setdefault(loop, Models(loop))
 
 
-def _make(wanted: Wanted) -> ChatModel:
-    model = _connect(wanted)
+def make(wanted: Wanted, client: httpx2.AsyncClient) -> ChatModel:
+    """A model ready to be asked over this HTTP client. Asks nobody. Raises UserError, ImportError or ValueError
+    for one that cannot be made: an unknown name, no API key, a package that is not installed."""
+    model = _connect(wanted, client)
+    if wanted.entry is not None:
+        return _from_catalogue(wanted, wanted.entry.row, model)
     if wanted.provider == "local":
         # It cannot call tools, and its context is small.
         return ChatModel(
@@ -219,29 +333,52 @@ def _make(wanted: Wanted) -> ChatModel:
             False,
             LOCAL_MEMORY_CHARACTERS,
             {**_SETTINGS, "max_tokens": LOCAL_ANSWER_TOKENS},
+            wanted=wanted,
+            attempts=settings.LLM_ATTEMPTS,
         )
-    # what users call it, where it is one of the catalogue
-    name = wanted.entry.name if wanted.entry else wanted.name if wanted.base_url else model.model_name
-    return ChatModel(name, wanted.provider or model.system, model, True, MEMORY_CHARACTERS, _SETTINGS)
+    name = wanted.name if wanted.base_url else model.model_name
+    provider = wanted.provider or model.system
+    return ChatModel(
+        name, provider, model, True, MEMORY_CHARACTERS, _SETTINGS, wanted=wanted, attempts=settings.LLM_ATTEMPTS
+    )
+
+
+def _from_catalogue(wanted: Wanted, row: Mapping[str, Any], model: Model) -> ChatModel:
+    input_usd, output_usd = row["input_usd_per_million"], row["output_usd_per_million"]
+    priced = input_usd is not None or output_usd is not None
+    own: Any = json.loads(row["settings"]) if isinstance(row["settings"], str) else row["settings"]
+    return ChatModel(
+        row["name"],
+        wanted.provider or model.system,
+        model,
+        row["takes_tools"],
+        row["history_tokens"] * CHARACTERS_A_TOKEN,
+        {**own, **_SETTINGS},
+        wanted=wanted,
+        history_tokens=row["history_tokens"],
+        system_prompt=row["system_prompt"].strip() or INSTRUCTIONS,
+        attempts=max(1, row["attempts"]),
+        first_token_timeout_s=row["first_token_timeout_s"],
+        next_token_timeout_s=row["next_token_timeout_s"],
+        price=Price(input_usd or Decimal(0), output_usd or Decimal(0)) if priced else None,
+    )
 
 
 # One request a round, so that what is written down is what happened: the SDKs retry nothing.
 _SETTINGS: ModelSettings = {"max_retries": 0}
 
 
-def _connect(wanted: Wanted) -> Model:
+def _connect(wanted: Wanted, client: httpx2.AsyncClient) -> Model:
     if wanted.base_url:
         provider = OpenAICompatibleProvider(
-            wanted.provider, base_url=wanted.base_url, api_key=wanted.api_key, http_client=_http_client()
+            wanted.provider, base_url=wanted.base_url, api_key=wanted.api_key, http_client=client
         )
         return OpenAIChatModel(wanted.name, provider=provider)
     if wanted.provider == "local":
         raise ValueError("the local model is not running (OMNI2_LOCAL_MODEL_URL is not set)")
     if wanted.provider == SCRIPTED:
         raise ValueError("no demonstration is running (manage.py demo)")
-    if wanted.api_key:
-        return infer_model(wanted.name, lambda provider: _with_key(provider, wanted.api_key))
-    return infer_model(wanted.name)
+    return infer_model(wanted.name, lambda provider: _provider(provider, wanted.api_key, client))
 
 
 def _http_client() -> httpx2.AsyncClient:
@@ -249,17 +386,60 @@ def _http_client() -> httpx2.AsyncClient:
     return httpx2.AsyncClient(
         timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),
         limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
+        event_hooks={"response": [_hear_request_id]},
     )
 
 
-def _with_key(provider: str, key: str) -> Provider[Any]:
-    kind: Any = infer_provider_class(provider)
+def _provider(name: str, key: str, client: httpx2.AsyncClient) -> Provider[Any]:
+    """A provider by its name, with our key, else the one its own environment variable holds."""
+    kind: Any = infer_provider_class(name)
+    for options in ({"http_client": client}, {}):
+        try:
+            made: Provider[Any] = kind(**options, **({"api_key": key} if key else {}))
+        except TypeError:
+            # a provider that signs in or connects by other means
+            continue
+        return made
+    return infer_provider(name)
+
+
+# --- what the provider calls a request -------------------------------------------------------------
+
+_REQUEST_ID_HEADERS = ("x-request-id", "request-id", "apim-request-id", "x-amzn-requestid", "x-goog-request-id")
+ID_CHARACTERS = 200
+
+_heard: ContextVar["Reply | None"] = ContextVar("heard", default=None)
+
+
+async def _hear_request_id(response: httpx2.Response) -> None:
+    """An answer begins: note its request's id where it is waited for."""
+    if (reply := _heard.get()) is not None:
+        reply.request_id = _request_id_in(response.headers) or reply.request_id
+
+
+@contextmanager
+def _hearing(reply: "Reply") -> Iterator[None]:
+    """While a request is opened. Never around a `yield` to somebody else: the variable would be his too."""
+    token = _heard.set(reply)
     try:
-        made: Provider[Any] = kind(api_key=key)
-    except TypeError:
-        # a provider that signs in by other means
-        return infer_provider(provider)
-    return made
+        yield
+    finally:
+        _heard.reset(token)
+
+
+def _request_id_in(headers: Mapping[str, str]) -> str:
+    found = next((headers[name] for name in _REQUEST_ID_HEADERS if headers.get(name)), "")
+    return clean_text(found)[:ID_CHARACTERS]
+
+
+def _request_id_of(problem: BaseException) -> str:
+    """The id in the headers or in the body of an error; empty: none was said."""
+    if headers := getattr(problem, "headers", None):
+        if found := _request_id_in(headers):
+            return found
+    body = getattr(problem, "body", None)
+    said = body.get("request_id") if isinstance(body, dict) else None
+    return clean_text(said)[:ID_CHARACTERS] if isinstance(said, str) else ""
 
 
 # --- one round -----------------------------------------------------------------------------------
@@ -287,6 +467,10 @@ class Reply:
     cost_usd: Decimal | None = None
     finish_reason: str | None = None
     ttft_ms: float | None = None
+    request_id: str = ""
+    """what the provider calls this request; empty: it did not say"""
+    response_id: str = ""
+    """what it calls the answer"""
 
     @property
     def text(self) -> str:
@@ -294,18 +478,30 @@ class Reply:
 
 
 class Dialogue:
-    """What is said between Omni2 and the model in one turn: memory, question, rounds, results."""
+    """What is said between Omni2 and the model in one turn: memory, question, rounds, results.
 
-    def __init__(self, model: ChatModel, memory: Iterable[Exchange], question: str, tools: Iterable[Tool]) -> None:
+    `prompts` are told to whichever model answers, after its own system prompt."""
+
+    def __init__(
+        self,
+        model: ChatModel,
+        memory: Iterable[Exchange],
+        question: str,
+        tools: Iterable[Tool],
+        *,
+        prompts: Sequence[str] = (),
+    ) -> None:
         self.model = model
         self.messages: list[ModelMessage] = []
+        self._prompts = prompts
+        self._tools = [_definition(tool) for tool in tools]
+        self._tried: set[tuple[str, str, str]] = set()
+        self._attempts = 0
+        """requests to the model of now since it last brought a token"""
         for exchange in memory:
             self.messages.append(ModelRequest.user_text_prompt(exchange.question))
             self.messages.append(ModelResponse(parts=[TextPart(exchange.answer)]))
-        self.messages.append(ModelRequest.user_text_prompt(question, instructions=INSTRUCTIONS))
-        self._parameters = ModelRequestParameters(
-            function_tools=[_definition(tool) for tool in tools] if model.takes_tools else []
-        )
+        self.messages.append(ModelRequest.user_text_prompt(question))
 
     async def round(self, reply: Reply, *, deadline: float) -> AsyncGenerator[str, None]:
         """One request to the model: its text piece by piece, all the rest in `reply`.
@@ -313,50 +509,89 @@ class Dialogue:
         `deadline` by the loop's clock. Raises ModelFailed. Closing or cancelling it closes the
         connection to the model at once, which is how a model learns to stop.
         """
-        breaker = self.model.breaker
+        model = self.model
+        breaker = model.breaker
+        self._attempts += 1
         try:
             async with AsyncExitStack() as stack:
                 started = time.perf_counter()
-                async with _within(FIRST_TOKEN_TIMEOUT_S, deadline):
-                    response = await stack.enter_async_context(self._request())
+                async with _within(model.first_token_timeout_s or FIRST_TOKEN_TIMEOUT_S, deadline):
+                    with _hearing(reply):
+                        response = await stack.enter_async_context(self._request())
                     # whatever happens from here on, what the provider said so far is kept
-                    stack.callback(_measure, response, reply)
+                    stack.callback(_measure, response, reply, model.price)
                     arriving = aiter(response)
                     arrived = await anext(arriving, None)
                 breaker.worked()
+                self._attempts = 0
                 reply.ttft_ms = _ms_since(started)
                 while arrived is not None:
                     if text := _text_of(arrived):
                         reply.pieces.append(text)
                         yield text
-                    async with _within(BETWEEN_TOKENS_TIMEOUT_S, deadline):
+                    async with _within(model.next_token_timeout_s or BETWEEN_TOKENS_TIMEOUT_S, deadline):
                         arrived = await anext(arriving, None)
                 self._take(response.get(), reply)
         except TimeoutError:
-            raise failed("llm_timeout", "no token in time") from None
+            raise failed("llm_timeout", "no token in time", request_id=reply.request_id, passes=True) from None
         except (exceptions.AgentRunError, exceptions.UserError, httpx2.HTTPError, OSError) as problem:
             if _could_not_connect(problem):
                 breaker.could_not_connect()
             else:
                 breaker.worked()
-            raise _in_our_words(problem) from None
+            raise _in_our_words(problem, reply.request_id) from None
+
+    async def again(self, problem: ModelFailed, reply: Reply, *, models: Models, deadline: float) -> float | None:
+        """Whether the round is asked once more, and after how many seconds; None: it has failed for good.
+
+        Only before a first token, and only for what may pass: first the same model, as often as it may be asked,
+        then its fallback, which this dialogue goes on with.
+        """
+        now = asyncio.get_running_loop().time()
+        if reply.ttft_ms is not None or not problem.elsewhere or now >= deadline:
+            return None
+        wait_s = _pause_s(self._attempts, problem.retry_after_s)
+        may_ask = problem.passes and self._attempts < self.model.attempts and not self.model.breaker.seconds_left()
+        if may_ask and wait_s is not None:
+            return wait_s if now + wait_s < deadline else None
+        if self.model.wanted is not None:
+            self._tried.add(self.model.wanted.server)
+        other = await in_database(models.instead_of, self.model, self._tried)
+        if other is None:
+            return None
+        self.model, self._attempts = other, 0
+        return 0.0
+
+    @property
+    def instructions(self) -> str:
+        """What the model is told about itself: its system prompt, and the prompts of the user's groups."""
+        return "\n\n".join((self.model.system_prompt, *self._prompts))
 
     def _request(self) -> AbstractAsyncContextManager[StreamedResponse]:
+        *before, last = self.messages
+        assert isinstance(last, ModelRequest)
         return model_request_stream(
             self.model.model,
-            self.messages,
+            [*before, replace(last, instructions=self.instructions)],
             model_settings=self.model.settings,
-            model_request_parameters=self._parameters,
+            model_request_parameters=self.parameters,
             instrument=False,
         )
+
+    @property
+    def parameters(self) -> ModelRequestParameters:
+        """The tools, for a model that takes any."""
+        return ModelRequestParameters(function_tools=self._tools if self.model.takes_tools else [])
 
     def _take(self, response: ModelResponse, reply: Reply) -> None:
         """The round is over: keep what was said, and note which tools are asked for."""
         reply.finish_reason = response.finish_reason
         reply.tool_calls = [_tool_call(part) for part in response.parts if isinstance(part, ToolCallPart)]
+        if response.finish_reason == "content_filter":
+            # also in the middle of an answer: what was said then is not all that it wanted to say
+            raise failed("content_refused", "finish reason content_filter", request_id=reply.request_id)
         if not reply.pieces and not reply.tool_calls:
-            declined = response.finish_reason == "content_filter"
-            raise ModelFailed("llm_failed", "The model declined to answer." if declined else "The model said nothing.")
+            raise ModelFailed("llm_failed", "The model said nothing.", request_id=reply.request_id)
         self.messages.append(response)
 
     def add_results(self, results: Sequence[tuple[ToolCall, str, bool]]) -> None:
@@ -366,8 +601,7 @@ class Dialogue:
                 parts=[
                     ToolReturnPart(call.tool, text, call.call_id, outcome="success" if worked else "failed")
                     for call, text, worked in results
-                ],
-                instructions=INSTRUCTIONS,
+                ]
             )
         )
 
@@ -402,12 +636,13 @@ def _tool_call(part: ToolCallPart) -> ToolCall:
     return ToolCall(part.tool_call_id, part.tool_name, arguments if isinstance(arguments, dict) else None, raw)
 
 
-def _measure(response: StreamedResponse, reply: Reply) -> None:
-    """Tokens and cost, as far as the provider has said them."""
+def _measure(response: StreamedResponse, reply: Reply, price: Price | None) -> None:
+    """Tokens and cost, and what the provider calls its answer, as far as it has said them."""
     used = response.usage
     if used.input_tokens or used.output_tokens:
         reply.input_tokens, reply.output_tokens = used.input_tokens, used.output_tokens
-        reply.cost_usd = _cost(response.get())
+        reply.cost_usd = price.of(used.input_tokens, used.output_tokens) if price else _cost(response.get())
+    reply.response_id = clean_text(response.provider_response_id or "")[:ID_CHARACTERS]
 
 
 def _cost(response: ModelResponse) -> Decimal | None:
@@ -418,6 +653,14 @@ def _cost(response: ModelResponse) -> Decimal | None:
         return None
 
 
+def _pause_s(attempt: int, retry_after_s: float | None) -> float | None:
+    """How long to wait after so many requests that failed; None: longer than anybody would."""
+    if retry_after_s is not None:
+        return retry_after_s if retry_after_s <= RETRY_AFTER_AT_MOST_S else None
+    least = BACK_OFF_S[min(attempt, len(BACK_OFF_S)) - 1]
+    return least * random.uniform(1, 1.5)  # noqa: S311 - no secret
+
+
 # --- failures ------------------------------------------------------------------------------------
 
 
@@ -425,8 +668,15 @@ def _could_not_connect(problem: BaseException) -> bool:
     return isinstance(problem, exceptions.ModelConnectionError) and problem.phase in ("connect", "pool")
 
 
-def _in_our_words(problem: BaseException) -> ModelFailed:
-    return failed(_code_of(problem), _for_operators(problem))
+def _in_our_words(problem: BaseException, request_id: str = "") -> ModelFailed:
+    code = _code_of(problem)
+    return failed(
+        code,
+        _for_operators(problem),
+        request_id=request_id or _request_id_of(problem),
+        passes=isinstance(problem, _PASSING),
+        retry_after_s=getattr(problem, "retry_after", None),
+    )
 
 
 def _for_operators(problem: BaseException) -> str:
@@ -439,16 +689,41 @@ def _for_operators(problem: BaseException) -> str:
 
 
 def _code_of(problem: BaseException) -> str:
-    if isinstance(problem, exceptions.ModelRequestRejectedError) and "context" in str(problem.provider_error_type):
-        return "context_too_long"  # llama.cpp says exceed_context_size_error
+    if isinstance(problem, exceptions.ModelRequestRejectedError):
+        said = f"{problem.provider_error_type} {problem.provider_error_code}"
+        if "context" in said:
+            return "context_too_long"  # llama.cpp says exceed_context_size_error
+        if any(word in said for word in _REFUSALS) or _is_flagged(problem.body):
+            return "content_refused"
     if _could_not_connect(problem):
         return "llm_unavailable"
     return next((code for kinds, code in CODES if isinstance(problem, kinds)), "llm_failed")
 
 
+def _is_flagged(body: object) -> bool:
+    """OpenRouter's way to say that its moderation refused the question."""
+    metadata = body.get("metadata") if isinstance(body, dict) else None
+    return isinstance(metadata, dict) and "flagged_input" in metadata
+
+
+_REFUSALS = ("content_filter", "content_policy", "moderation", "safety")
+"""In the code or type with which a provider rejects a question for what it says (OpenAI, Azure, and who copies them)."""
+
 CODES: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
     ((exceptions.ModelContextWindowExceededError,), "context_too_long"),
+    ((exceptions.ContentFilterError,), "content_refused"),
     ((exceptions.ModelRateLimitError, exceptions.ModelQuotaExceededError), "llm_rate_limited"),
     ((exceptions.ModelTimeoutError, exceptions.ModelRequestTimeout), "llm_timeout"),
     ((exceptions.ModelUnavailableError,), "llm_unavailable"),
+)
+
+# What may be over in a moment. Not an exhausted quota, a wrong key or a rejected request.
+_PASSING = (
+    exceptions.ModelRateLimitError,
+    exceptions.ModelUnavailableError,
+    exceptions.ModelServerError,
+    exceptions.ModelConnectionError,
+    exceptions.ModelRequestTimeout,
+    httpx2.TransportError,
+    OSError,
 )

@@ -12,6 +12,7 @@ import asyncio
 import json
 import re
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -34,9 +35,12 @@ class Cut(Exception):
 class Rejected(Exception):
     """The script says: answer with this HTTP status and error."""
 
-    def __init__(self, status: int, kind: str, message: str, *, code: str | None = None) -> None:
+    def __init__(
+        self, status: int, kind: str, message: str, *, code: str | None = None, retry_after: str | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
+        self.retry_after = retry_after
         self.error = {"message": message, "type": kind, "code": code, "param": None}
 
 
@@ -49,6 +53,10 @@ class Seen:
     body: dict[str, Any]
     headers: dict[str, str]
     script: str = ""
+    again: int = 0
+    """how often the very same was asked before"""
+    request_id: str = ""
+    """what it is called in the header x-request-id of the answer"""
     finished: bool = False
     aborted: bool = False
     """the client went away before the script was over"""
@@ -59,6 +67,12 @@ class Seen:
         """The user's last words."""
         said = [each for each in self.messages if each.get("role") == "user"]
         return text_of(said[-1]) if said else ""
+
+    @property
+    def patience(self) -> str | None:
+        """`retry-after:SECONDS` in the question: what the header of that name says."""
+        found = re.search(r"retry-after:(\d+)", self.question)
+        return found[1] if found else None
 
     @property
     def results(self) -> list[str]:
@@ -308,6 +322,60 @@ async def too_long(seen: Seen) -> AsyncIterator[Chunk]:
     yield {}
 
 
+@script("filtered")
+async def filtered(seen: Seen) -> AsyncIterator[Chunk]:
+    """Says something, and is then cut off by its own filter."""
+    yield says("I can tell you that ")
+    yield ends("content_filter")
+    yield used(12, 5)
+
+
+@script("filtered_at_once")
+async def filtered_at_once(seen: Seen) -> AsyncIterator[Chunk]:
+    yield ends("content_filter")
+    yield used(12, 0)
+
+
+@script("policy")
+async def policy(seen: Seen) -> AsyncIterator[Chunk]:
+    raise Rejected(400, "invalid_request_error", "That may not be asked.", code="content_policy_violation")
+    yield {}
+
+
+@script("error_429_once")
+async def error_429_once(seen: Seen) -> AsyncIterator[Chunk]:
+    """Has had enough the first time, and answers the second."""
+    if seen.again == 0:
+        raise Rejected(429, "rate_limit_error", "Too fast.", code="rate_limit_exceeded", retry_after=seen.patience)
+    async for chunk in plain(seen):
+        yield chunk
+
+
+@script("error_500_once")
+async def error_500_once(seen: Seen) -> AsyncIterator[Chunk]:
+    if seen.again == 0:
+        raise Rejected(500, "server_error", "The scripted model fails, as it was told.")
+    async for chunk in plain(seen):
+        yield chunk
+
+
+@script("hang_once")
+async def hang_once(seen: Seen) -> AsyncIterator[Chunk]:
+    if seen.again == 0:
+        await asyncio.sleep(HANG_S)
+    async for chunk in plain(seen):
+        yield chunk
+
+
+@script("cut_at_once")
+async def cut_at_once(seen: Seen) -> AsyncIterator[Chunk]:
+    """Breaks the connection off before it has said anything, the first time."""
+    if seen.again == 0:
+        raise Cut
+    async for chunk in plain(seen):
+        yield chunk
+
+
 @script("hang")
 async def hang(seen: Seen) -> AsyncIterator[Chunk]:
     """Takes the request and says nothing at all, not even a status."""
@@ -403,6 +471,7 @@ class ScriptedModel:
         self.key = key
         self.keep_requests = keep_requests
         self.requests: list[Seen] = []
+        self._asked: Counter[str] = Counter()
         self.url = ""
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -446,6 +515,10 @@ class ScriptedModel:
         asked = json.loads(body)
         seen = Seen(asked.get("model", ""), asked.get("messages", []), asked, headers)
         seen.script = choose(seen)
+        seen.request_id = f"req_{secrets.token_hex(8)}"
+        if "_once" in seen.script:
+            seen.again = self._asked[said := seen.model + json.dumps(seen.messages)]
+            self._asked[said] += 1
         if self.keep_requests:
             self.requests.append(seen)
         await _play(seen, reader, writer)
@@ -475,7 +548,7 @@ async def _stream(seen: Seen, writer: asyncio.StreamWriter) -> None:
     try:
         async for chunk in chunks:
             if not started:
-                await _begin(writer)
+                await _begin(writer, seen.request_id)
                 started = True
             await _send(writer, chunk if isinstance(chunk, bytes) else b"data: %b\n\n" % _json(_whole(seen, chunk)))
         await _send(writer, b"data: [DONE]\n\n")
@@ -483,7 +556,10 @@ async def _stream(seen: Seen, writer: asyncio.StreamWriter) -> None:
         seen.finished = True
     except Rejected as rejected:
         seen.finished = True
-        await _answer(writer, rejected.status, {"error": rejected.error})
+        headers = {"X-Request-Id": seen.request_id}
+        if rejected.retry_after:
+            headers["Retry-After"] = rejected.retry_after
+        await _answer(writer, rejected.status, {"error": rejected.error}, headers)
     except Cut:
         seen.finished = True
         writer.transport.abort()
@@ -506,9 +582,10 @@ async def _read_head(reader: asyncio.StreamReader) -> tuple[str, str, dict[str, 
     return method, path, {name.strip().lower(): value.strip() for name, value in pairs}
 
 
-async def _begin(writer: asyncio.StreamWriter) -> None:
+async def _begin(writer: asyncio.StreamWriter, request_id: str) -> None:
     writer.write(
-        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\nX-Request-Id: %b\r\n"
+        b"Connection: close\r\n\r\n" % request_id.encode()
     )
     await writer.drain()
 
@@ -519,11 +596,14 @@ async def _send(writer: asyncio.StreamWriter, data: bytes) -> None:
     await writer.drain()
 
 
-async def _answer(writer: asyncio.StreamWriter, status: int, data: Any) -> None:
+async def _answer(
+    writer: asyncio.StreamWriter, status: int, data: Any, headers: dict[str, str] | None = None
+) -> None:
     body = _json(data)
+    more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items()).encode()
     writer.write(
-        b"HTTP/1.1 %d Scripted\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b"
-        % (status, len(body), body)
+        b"HTTP/1.1 %d Scripted\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%bConnection: close\r\n\r\n%b"
+        % (status, len(body), more, body)
     )
     with suppress(ConnectionError):
         await writer.drain()

@@ -19,8 +19,9 @@ from typing import Any, Protocol
 from django.db import Error as DatabaseProblem
 
 from chat import tools
+from chat.catalogue import catalogue
 from chat.checks import Admission, Question, block_facts, ms_since, usage_facts
-from chat.llm import WORDS, ChatModel, Dialogue, ModelFailed, Reply, ToolCall
+from chat.llm import WORDS, ChatModel, Dialogue, ModelFailed, Reply, ToolCall, models
 from chat.usage import Totals, charge, withdraw
 from flows.capture import preview
 from flows.checkpoints import Checkpoint
@@ -60,6 +61,8 @@ class Failed(Exception):
 
     code: str
     message: str
+    request_id: str = ""
+    """what the provider of the model calls the request that failed"""
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
@@ -115,11 +118,13 @@ class Story:
     failing: Checkpoint | None = None
     """the step that is being taken: if it fails, the error stands under it"""
     broken_tool: str = ""
+    answered_by: ChatModel | None = None
+    """the fallback, once it was asked instead of the model that was chosen"""
 
     @property
     def model(self) -> ChatModel:
         assert self.admission.model is not None
-        return self.admission.model
+        return self.answered_by or self.admission.model
 
     async def tell(self) -> None:
         """The whole story. Never raises; returns when the turn is closed and paid for."""
@@ -128,7 +133,9 @@ class Story:
         await self._say("session", {"session_id": turn.session_id, "turn_id": turn.turn_id})
         problem = await self._work()
         if problem is not None:
-            turn.record("error", self.failing or self.usage_check, code=problem.code, message=problem.message)
+            called = _said(provider_request_id=problem.request_id)
+            failing = self.failing or self.usage_check
+            turn.record("error", failing, code=problem.code, message=problem.message, **called)
         outcome = "disconnected" if self.gone else "failed" if problem else "completed"
         first_token = {} if self.ttft_ms is None else {"ttft_ms": self.ttft_ms}
         turn.end(outcome, duration_ms=self._ms(), **first_token)
@@ -172,7 +179,7 @@ class Story:
             self.gone = not self.interrupted
         except (Failed, ModelFailed) as problem:
             logger.warning("a turn failed: %s", problem, extra={"turn_id": self.turn.turn_id})
-            return Failed(problem.code, problem.message)
+            return Failed(problem.code, problem.message, problem.request_id)
         except TimeoutError:
             return Failed("llm_timeout", WORDS["llm_timeout"])
         except Exception:  # the door at the end of the stream: a user never sees a stack trace
@@ -185,7 +192,10 @@ class Story:
     async def _answer(self) -> None:
         """Rounds of the model until it asks for no more tools."""
         deadline = asyncio.get_running_loop().time() + TURN_TIMEOUT_S
-        dialogue = Dialogue(self.model, self.admission.memory, self.question.message, tools.TOOLS.values())
+        choice = self.admission.choice
+        prompts = choice.prompts if choice else ()
+        offered = tools.TOOLS.values()
+        dialogue = Dialogue(self.model, self.admission.memory, self.question.message, offered, prompts=prompts)
         heard = self.question.message
         # Each wait for the model ends at the deadline by itself; this ends whatever else would not,
         # such as a client that stopped reading.
@@ -201,7 +211,24 @@ class Story:
             raise Failed("too_many_rounds", "The model asked for its tools too often without answering.")
 
     async def _think(self, dialogue: Dialogue, number: int, heard: str, deadline: float) -> tuple[Checkpoint, Reply]:
-        """One round of the model, from llm_thinking to llm_complete, which is written in any case."""
+        """One round of the model: one request, or several while none of them has brought a first token."""
+        for attempt in itertools.count(1):
+            reply = Reply()
+            try:
+                return await self._request(dialogue, reply, number, attempt, heard, deadline), reply
+            except ModelFailed as problem:
+                wait_s = await dialogue.again(problem, reply, models=models(), deadline=deadline)
+                if wait_s is None:
+                    raise
+                logger.warning("a model is asked again: %s", problem, extra={"turn_id": self.turn.turn_id})
+                self.answered_by = dialogue.model
+                await asyncio.sleep(wait_s)
+        raise AssertionError("it counts for ever")
+
+    async def _request(  # noqa: PLR0913 - what one llm_thinking says
+        self, dialogue: Dialogue, reply: Reply, number: int, attempt: int, heard: str, deadline: float
+    ) -> Checkpoint:
+        """One request to the model, from llm_thinking to llm_complete, which is written in any case."""
         thinking = self.turn.record(
             "llm_thinking",
             self.usage_check,
@@ -209,11 +236,12 @@ class Story:
             model=self.model.name,
             provider=self.model.provider,
             round=number,
+            attempt=attempt,
+            **self._replaced(),
             **_shown(input=heard),
         )
         self.failing = thinking
-        reply = Reply()
-        started, status = time.monotonic(), "error"
+        started, status, failure = time.monotonic(), "error", {}
         try:
             async with aclosing(dialogue.round(reply, deadline=deadline)) as pieces:
                 async for piece in pieces:
@@ -225,8 +253,12 @@ class Story:
         except asyncio.CancelledError:
             status = "cancelled"
             raise
+        except ModelFailed as problem:
+            failure = {"code": problem.code, "attempt": attempt}
+            reply.request_id = reply.request_id or problem.request_id
+            raise
         finally:
-            self._add(reply)
+            self._add(reply, failed=status != "ok")
             self.turn.record(
                 "llm_complete",
                 thinking,
@@ -238,9 +270,18 @@ class Story:
                 cost_usd=None if reply.cost_usd is None else float(reply.cost_usd),
                 finish_reason=reply.finish_reason,
                 tool_calls=len(reply.tool_calls),
+                **failure,
+                **_said(provider_request_id=reply.request_id, provider_response_id=reply.response_id),
                 **_shown(answer=reply.text),
             )
-        return thinking, reply
+        return thinking
+
+    def _replaced(self) -> dict[str, str]:
+        """The model that was chosen, where its fallback is asked instead."""
+        chosen = self.admission.choice.model if self.admission.choice else None
+        asked = self.model.entry
+        entry = catalogue.known(chosen)
+        return {} if entry is None or asked is None or asked.pk == chosen else {"instead_of": entry.name}
 
     async def _speak(self, piece: str) -> bool:
         """Pass a piece of the answer on; False when the answer has become as long as it may."""
@@ -314,13 +355,15 @@ class Story:
 
     # --- usage ------------------------------------------------------------------------------------
 
-    def _add(self, reply: Reply) -> None:
+    def _add(self, reply: Reply, *, failed: bool) -> None:
         self.totals = Totals(
             self.totals.input_tokens + (reply.input_tokens or 0),
             self.totals.output_tokens + (reply.output_tokens or 0),
             self.totals.cost_usd + (reply.cost_usd or Decimal(0)),
         )
-        self.cost_known = self.cost_known and reply.cost_usd is not None
+        # a request that failed before the provider counted anything costs nothing
+        free = failed and reply.input_tokens is None and not reply.pieces
+        self.cost_known = self.cost_known and (free or reply.cost_usd is not None)
 
     async def _charge(self) -> None:
         """After a round that is not the last. A failure is no loss: the next charge brings the totals."""
@@ -361,6 +404,11 @@ class Story:
 
     def _ms(self) -> float:
         return ms_since(self.started)
+
+
+def _said(**ids: str) -> dict[str, str]:
+    """The names that were given."""
+    return {name: text for name, text in ids.items() if text}
 
 
 def _shown(**texts: str) -> dict[str, str]:

@@ -1,32 +1,63 @@
 """Which model answers whom: what the settings say, without loading what asks it."""
 
 import os
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from django.conf import settings
 
 from chat import demonstration
-from chat.catalogue import Entry
 from chat.scripted_model import SCRIPTED
-from omni2.sealing import unseal
+from omni2.sealing import CannotOpen, unseal
+
+if TYPE_CHECKING:
+    from chat.catalogue import Entry
 
 
-class Wanted(NamedTuple):
-    """Which model is asked for: what the settings say, or a demonstration."""
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which model is asked for: what the settings say, a row of the catalogue, or a demonstration."""
 
     name: str
     base_url: str
-    api_key: str
+    api_key: str = field(repr=False)
     provider: str
-    entry: Entry | None = None
+    entry: "Entry | None" = None
     """the row of the catalogue, if it is one"""
 
+    @property
+    def server(self) -> tuple[str, str, str]:
+        """What makes it another model to ask than the one that just failed: server, its name there, account."""
+        return self.base_url, self.name, self.api_key
 
-def wanted_entry(entry: Entry) -> Wanted:
-    """What a row of the catalogue asks for. No I/O. Raises omni2.sealing.CannotOpen."""
+
+class NoKey(ValueError):
+    """The API key of an entry is not there, or cannot be opened; the text says why, in words for an operator."""
+
+
+def wanted_entry(entry: "Entry") -> Wanted:
+    """What a row of the catalogue asks for. No I/O. Raises NoKey."""
     row = entry.row
-    key = unseal(row["sealed_key"]) or os.environ.get(row["key_variable"], "")
-    return Wanted(row["model"], row["base_url"], key, "openai-compatible" if row["base_url"] else "", entry)
+    return wanted_of(row["model"], row["base_url"], key_of(row["sealed_key"], row["key_variable"]), entry)
+
+
+def wanted_of(model: str, base_url: str, key: str, entry: "Entry | None" = None) -> Wanted:
+    """A model by its name, or by its name on an OpenAI-compatible server."""
+    provider = (SCRIPTED if model.startswith(SCRIPTED) else "openai-compatible") if base_url else ""
+    return Wanted(model, base_url, key, provider, entry)
+
+
+def key_of(sealed_key: str, key_variable: str) -> str:
+    """The API key: sealed, or in an environment variable of this process; empty: none is set. Raises NoKey."""
+    try:
+        key = unseal(sealed_key)
+    except CannotOpen:
+        raise NoKey("its API key cannot be opened: it was stored with another SECRET_KEY; enter it again") from None
+    if key or not key_variable:
+        return key
+    if key := os.environ.get(key_variable, ""):
+        return key
+    raise NoKey(f"the environment variable {key_variable} with its API key is not set")
 
 
 def wanted_model(user_id: str) -> Wanted:

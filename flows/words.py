@@ -74,6 +74,8 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "llm_rate_limited": "the model has too much to do",
         "llm_unavailable": "the model cannot be reached",
         "context_too_long": "too long for the model",
+        "content_refused": "the model declined to answer",
+        "model_not_found": "there is no such model for this user",
         "tool_failed": "a tool failed",
         "too_many_rounds": "too many rounds of tools",
         "too_many_tool_calls": "too many tools at once",
@@ -190,12 +192,19 @@ def _llm_thinking(start: Row, end: Row | None, state: str) -> Words:
     asked, answer = start["metadata"], end["metadata"] if end else {}
     number = asked.get("round")
     model, again = asked.get("model"), f"round {plain(number)}" if is_number(number) and number > 1 else ""
+    attempt, replaced = asked.get("attempt"), asked.get("instead_of")
+    again = _join(
+        again,
+        f"attempt {plain(attempt)}" if is_number(attempt) and attempt > 1 else "",
+        f"instead of {short(replaced, 60)}" if _is_text(replaced) else "",
+    )
     if state in {"running", "open"}:
         return "", _join(again, model)
     chose = state == "ok" and "tool" in str(answer.get("finish_reason") or "")
     used: list[Any] = [answer.get("input_tokens"), answer.get("output_tokens")]
     tokens = sum(one for one in used if is_number(one))
-    why = answer.get("error") if answer.get("error") is not None else answer.get("code")
+    code = answer.get("code")
+    why = answer.get("error") if answer.get("error") is not None else reason(short(code)) if _is_text(code) else None
     facts = _join(
         short(why) if state == "failed" and why is not None else "",
         f"{count(tokens)} tok" if tokens else "",

@@ -165,6 +165,8 @@ CHANNEL_LAYERS = (
 LLM_MODEL = env.text("LLM_MODEL", "local")
 LLM_BASE_URL = env.text("LLM_BASE_URL")
 LLM_API_KEY = env.text("LLM_API_KEY")
+# how often a model of the environment is asked at most, until a first token comes
+LLM_ATTEMPTS = env.integer("LLM_ATTEMPTS", 2, low=1, high=10)
 # Set by the supervisor for the model it runs itself; private port, a key of its own.
 LOCAL_MODEL_URL = env.text("OMNI2_LOCAL_MODEL_URL")
 LOCAL_MODEL_KEY = env.text("OMNI2_LOCAL_MODEL_KEY")

@@ -56,7 +56,7 @@ class LlmServer:
     @property
     def environment(self) -> dict[str, str]:
         """What a started Omni2 needs to use it as its model."""
-        return {"LLM_MODEL": MODEL, "LLM_BASE_URL": self.url, "LLM_API_KEY": KEY}
+        return {"LLM_MODEL": MODEL, "LLM_BASE_URL": self.url, "LLM_API_KEY": KEY, "LLM_ATTEMPTS": "1"}
 
     def wait_until(self, holds: Callable[[], object], *, seconds: float = 30) -> None:
         """Wait until something holds that another thread brings about."""
@@ -78,5 +78,7 @@ def llm(_llm_server: LlmServer, settings: Any) -> LlmServer:
     settings.LLM_MODEL = MODEL
     settings.LLM_BASE_URL = _llm_server.url
     settings.LLM_API_KEY = KEY
+    # a failure is shown once; those who test retries say so
+    settings.LLM_ATTEMPTS = 1
     _llm_server.requests.clear()
     return _llm_server

@@ -23,6 +23,9 @@ FAILING = [
     ("error_429", "llm_rate_limited", 503),
     ("error_401", "llm_failed", 502),
     ("too_long", "context_too_long", 400),
+    ("policy", "content_refused", 400),
+    ("filtered", "content_refused", 400),
+    ("filtered_at_once", "content_refused", 400),
     ("silent", "llm_failed", 502),
     ("cut", "llm_failed", 502),
     ("error_in_middle", "llm_failed", 502),
@@ -71,7 +74,10 @@ async def test_a_failing_model_ends_in_an_error_event(
     tree.assert_complete("failed")
     assert tree.facts("llm_complete")["status"] == "error"
     assert tree.parent_of(tree.one("error")) == "llm_thinking"
-    assert tree.facts("error") == {"code": error["code"], "message": error["message"]}
+    called = {"provider_request_id": llm.requests[0].request_id} if script != "hang" else {}
+    assert tree.facts("error") == {"code": error["code"], "message": error["message"], **called}
+    assert tree.facts("llm_complete").get("provider_request_id") == called.get("provider_request_id")
+    assert tree.facts("llm_complete")["code"] == error["code"]
     assert tree.facts("flow_end")["outcome"] == "failed"
     assert len(llm.requests) == 1, "it asked again behind the turn's back"
     await settled(bob, call.turn_id)

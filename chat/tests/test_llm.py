@@ -36,7 +36,7 @@ def test_the_local_model_gets_no_tools_and_a_small_memory(configured: Any) -> No
     assert not model.takes_tools
     assert model.memory_characters == llm.LOCAL_MEMORY_CHARACTERS
     assert model.settings["max_tokens"] == llm.LOCAL_ANSWER_TOKENS
-    assert llm.Dialogue(model, [], "Hello", TOOLS.values())._parameters.function_tools == []
+    assert llm.Dialogue(model, [], "Hello", TOOLS.values()).parameters.function_tools == []
 
 
 def test_any_name_goes_with_a_base_url(configured: Any) -> None:
@@ -185,5 +185,5 @@ def test_a_known_model_has_a_price_and_an_unknown_one_has_none() -> None:
 
 def test_tokens_nobody_told_are_unknown_and_not_zero() -> None:
     reply = llm.Reply()
-    llm._measure(SimpleNamespace(usage=RequestUsage(), get=None), reply)  # type: ignore[arg-type]
+    llm._measure(SimpleNamespace(usage=RequestUsage(), provider_response_id=None), reply, None)  # type: ignore[arg-type]
     assert (reply.input_tokens, reply.output_tokens, reply.cost_usd) == (None, None, None)

@@ -49,6 +49,8 @@ export const REASONS = {
   llm_rate_limited: "the model has too much to do",
   llm_unavailable: "the model cannot be reached",
   context_too_long: "too long for the model",
+  content_refused: "the model declined to answer",
+  model_not_found: "there is no such model for this user",
   tool_failed: "a tool failed",
   too_many_rounds: "too many rounds of tools",
   too_many_tool_calls: "too many tools at once",
@@ -107,18 +109,23 @@ const WORDS = {
   llm_thinking(start, end, state) {
     const asked = start.metadata ?? {}, answer = end?.metadata ?? {};
     const round = asked.round > 1 ? `round ${asked.round}` : "";
+    const attempt = asked.attempt > 1 ? `attempt ${asked.attempt}` : "";
+    const replaced = isText(asked.instead_of) ? `instead of ${short(asked.instead_of, 60)}` : "";
+    const failure = answer.error ?? (isText(answer.code) ? reason(short(answer.code)) : "");
     // the model's name stands last: what a narrow panel cuts off
-    if (state === "running" || state === "open") return { facts: join(round, asked.model) };
+    if (state === "running" || state === "open") return { facts: join(round, attempt, replaced, asked.model) };
     const chose = state === "ok" && /tool/.test(answer.finish_reason ?? "");
     const tokens = amount(answer.input_tokens) + amount(answer.output_tokens);
     return {
       label: chose ? "Model chose tools" : CHECKPOINTS.llm_complete[state],
       facts: join(
-        state === "failed" ? short(answer.error ?? answer.code ?? "") : "",
+        state === "failed" ? short(failure) : "",
         tokens ? `${count(tokens)} tok` : "",
         answer.cost_usd ? money(answer.cost_usd) : "",
         Number.isFinite(answer.ttft_ms) ? `first token ${duration(answer.ttft_ms)}` : "",
         round,
+        attempt,
+        replaced,
         asked.model,
       ),
     };
