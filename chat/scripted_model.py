@@ -596,9 +596,7 @@ async def _send(writer: asyncio.StreamWriter, data: bytes) -> None:
     await writer.drain()
 
 
-async def _answer(
-    writer: asyncio.StreamWriter, status: int, data: Any, headers: dict[str, str] | None = None
-) -> None:
+async def _answer(writer: asyncio.StreamWriter, status: int, data: Any, headers: dict[str, str] | None = None) -> None:
     body = _json(data)
     more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items()).encode()
     writer.write(

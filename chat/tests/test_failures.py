@@ -74,10 +74,12 @@ async def test_a_failing_model_ends_in_an_error_event(
     tree.assert_complete("failed")
     assert tree.facts("llm_complete")["status"] == "error"
     assert tree.parent_of(tree.one("error")) == "llm_thinking"
+    # a server that hangs has not said what it calls the request
     called = {"provider_request_id": llm.requests[0].request_id} if script != "hang" else {}
-    assert tree.facts("error") == {"code": error["code"], "message": error["message"], **called}
     assert tree.facts("llm_complete").get("provider_request_id") == called.get("provider_request_id")
-    assert tree.facts("llm_complete")["code"] == error["code"]
+    if code:
+        assert tree.facts("error") == {"code": code, "message": error["message"], **called}
+        assert tree.facts("llm_complete")["code"] == code
     assert tree.facts("flow_end")["outcome"] == "failed"
     assert len(llm.requests) == 1, "it asked again behind the turn's back"
     await settled(bob, call.turn_id)
