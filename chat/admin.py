@@ -15,6 +15,7 @@ from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin
 from unfold.paginator import InfinitePaginator
 
+from chat import admin_models  # noqa: F401 - registers its pages
 from chat.models import Conversation, DailyUsage, Message, TurnUsage, UserBlock, UserLimits
 from monitoring.config import usage_limits
 from omni2.accounts.access import record_access

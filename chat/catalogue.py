@@ -70,6 +70,11 @@ class Entry:
         return bool(self.row["enabled"])
 
 
+def entry_of(model: LanguageModel) -> Entry:
+    """A row as an entry, also one that is not stored as it is."""
+    return Entry(MappingProxyType({name: getattr(model, name) for name in _COLUMNS}), version="")
+
+
 class Catalogue:
     """The entries as they were last read. Used by any number of threads."""
 

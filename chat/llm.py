@@ -276,7 +276,7 @@ class Models:
             self.answering("")
 
     def _make(self, wanted: Wanted) -> ChatModel:
-        client = _http_client()
+        client = http_client()
         try:
             model = make(wanted, client)
         except (exceptions.UserError, ImportError, ValueError) as problem:
@@ -381,7 +381,8 @@ def _connect(wanted: Wanted, client: httpx2.AsyncClient) -> Model:
     return infer_model(wanted.name, lambda provider: _provider(provider, wanted.api_key, client))
 
 
-def _http_client() -> httpx2.AsyncClient:
+def http_client() -> httpx2.AsyncClient:
+    """A client for one model; it opens no connection before it is used."""
     # How long an answer may take is decided here in this module, token by token.
     return httpx2.AsyncClient(
         timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),
@@ -434,9 +435,8 @@ def _request_id_in(headers: Mapping[str, str]) -> str:
 
 def _request_id_of(problem: BaseException) -> str:
     """The id in the headers or in the body of an error; empty: none was said."""
-    if headers := getattr(problem, "headers", None):
-        if found := _request_id_in(headers):
-            return found
+    if (headers := getattr(problem, "headers", None)) and (found := _request_id_in(headers)):
+        return found
     body = getattr(problem, "body", None)
     said = body.get("request_id") if isinstance(body, dict) else None
     return clean_text(said)[:ID_CHARACTERS] if isinstance(said, str) else ""
@@ -641,11 +641,11 @@ def _measure(response: StreamedResponse, reply: Reply, price: Price | None) -> N
     used = response.usage
     if used.input_tokens or used.output_tokens:
         reply.input_tokens, reply.output_tokens = used.input_tokens, used.output_tokens
-        reply.cost_usd = price.of(used.input_tokens, used.output_tokens) if price else _cost(response.get())
+        reply.cost_usd = price.of(used.input_tokens, used.output_tokens) if price else list_cost(response.get())
     reply.response_id = clean_text(response.provider_response_id or "")[:ID_CHARACTERS]
 
 
-def _cost(response: ModelResponse) -> Decimal | None:
+def list_cost(response: ModelResponse) -> Decimal | None:
     """US dollars by the price list that came with genai-prices; None for a model it does not know."""
     try:
         return response.cost().total_price
@@ -707,7 +707,7 @@ def _is_flagged(body: object) -> bool:
 
 
 _REFUSALS = ("content_filter", "content_policy", "moderation", "safety")
-"""In the code or type with which a provider rejects a question for what it says (OpenAI, Azure, and who copies them)."""
+"""In the code or type with which OpenAI, Azure and who copies them reject a question for what it says."""
 
 CODES: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
     ((exceptions.ModelContextWindowExceededError,), "context_too_long"),

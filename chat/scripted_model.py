@@ -343,7 +343,7 @@ async def policy(seen: Seen) -> AsyncIterator[Chunk]:
 
 
 @script("error_429_once")
-async def error_429_once(seen: Seen) -> AsyncIterator[Chunk]:
+async def error_429_once(seen: Seen) -> AsyncIterator[Chunk | bytes]:
     """Has had enough the first time, and answers the second."""
     if seen.again == 0:
         raise Rejected(429, "rate_limit_error", "Too fast.", code="rate_limit_exceeded", retry_after=seen.patience)
@@ -352,7 +352,7 @@ async def error_429_once(seen: Seen) -> AsyncIterator[Chunk]:
 
 
 @script("error_500_once")
-async def error_500_once(seen: Seen) -> AsyncIterator[Chunk]:
+async def error_500_once(seen: Seen) -> AsyncIterator[Chunk | bytes]:
     if seen.again == 0:
         raise Rejected(500, "server_error", "The scripted model fails, as it was told.")
     async for chunk in plain(seen):
@@ -360,7 +360,7 @@ async def error_500_once(seen: Seen) -> AsyncIterator[Chunk]:
 
 
 @script("hang_once")
-async def hang_once(seen: Seen) -> AsyncIterator[Chunk]:
+async def hang_once(seen: Seen) -> AsyncIterator[Chunk | bytes]:
     if seen.again == 0:
         await asyncio.sleep(HANG_S)
     async for chunk in plain(seen):
@@ -368,7 +368,7 @@ async def hang_once(seen: Seen) -> AsyncIterator[Chunk]:
 
 
 @script("cut_at_once")
-async def cut_at_once(seen: Seen) -> AsyncIterator[Chunk]:
+async def cut_at_once(seen: Seen) -> AsyncIterator[Chunk | bytes]:
     """Breaks the connection off before it has said anything, the first time."""
     if seen.again == 0:
         raise Cut

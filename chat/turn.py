@@ -215,7 +215,8 @@ class Story:
         for attempt in itertools.count(1):
             reply = Reply()
             try:
-                return await self._request(dialogue, reply, number, attempt, heard, deadline), reply
+                asked = self._request(dialogue, reply, number=number, attempt=attempt, heard=heard, deadline=deadline)
+                return await asked, reply
             except ModelFailed as problem:
                 wait_s = await dialogue.again(problem, reply, models=models(), deadline=deadline)
                 if wait_s is None:
@@ -225,8 +226,8 @@ class Story:
                 await asyncio.sleep(wait_s)
         raise AssertionError("it counts for ever")
 
-    async def _request(  # noqa: PLR0913 - what one llm_thinking says
-        self, dialogue: Dialogue, reply: Reply, number: int, attempt: int, heard: str, deadline: float
+    async def _request(
+        self, dialogue: Dialogue, reply: Reply, *, number: int, attempt: int, heard: str, deadline: float
     ) -> Checkpoint:
         """One request to the model, from llm_thinking to llm_complete, which is written in any case."""
         thinking = self.turn.record(

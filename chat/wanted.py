@@ -55,9 +55,17 @@ def key_of(sealed_key: str, key_variable: str) -> str:
         raise NoKey("its API key cannot be opened: it was stored with another SECRET_KEY; enter it again") from None
     if key or not key_variable:
         return key
-    if key := os.environ.get(key_variable, ""):
-        return key
-    raise NoKey(f"the environment variable {key_variable} with its API key is not set")
+    key = os.environ.get(key_variable, "").strip()
+    if not key:
+        raise NoKey(f"the environment variable {key_variable} with its API key is not set")
+    if not fits_a_header(key):
+        raise NoKey(f"the environment variable {key_variable} holds no API key: only printable ASCII can be sent")
+    return key
+
+
+def fits_a_header(key: str) -> bool:
+    """Whether it can be sent at all; what cannot would be repeated in an error."""
+    return key.isascii() and key.isprintable() and " " not in key
 
 
 def wanted_model(user_id: str) -> Wanted:

@@ -19,6 +19,8 @@ ADMIN_PLACES: dict[str, tuple[str, str, str]] = {
     "monitoring.monitoreduser": ("People", "Monitored", "visibility"),
     "chat.userblock": ("People", "Blocks", "shield_person"),
     "chat.userlimits": ("People", "Limits", "speed"),
+    "chat.languagemodel": ("Gateway", "Models", "neurology"),
+    "chat.groupprompt": ("Gateway", "Group prompts", "edit_note"),
     "monitoring.omni2config": ("System", "Config", "tune"),
     "accounts.apitoken": ("System", "Tokens", "vpn_key"),
     "accounts.accesslog": ("System", "Access log", "policy"),
@@ -28,7 +30,7 @@ ADMIN_PLACES: dict[str, tuple[str, str, str]] = {
     "flows.turn": ("System", "Turns", "checklist"),
     "flows.interactionflow": ("System", "Checkpoints", "account_tree"),
 }
-GROUPS = ("Flows", "Talk", "People", "System")
+GROUPS = ("Flows", "Talk", "People", "Gateway", "System")
 
 
 def stylesheet(request: HttpRequest) -> str:

@@ -176,11 +176,11 @@ def response(model: str, provider: str, url: str) -> ModelResponse:
 
 
 def test_a_known_model_has_a_price_and_an_unknown_one_has_none() -> None:
-    known = llm._cost(response("gpt-4o", "openai", "https://api.openai.com/v1/"))
+    known = llm.list_cost(response("gpt-4o", "openai", "https://api.openai.com/v1/"))
     assert known is not None
     assert Decimal("0.001") < known < Decimal("0.1")
-    assert llm._cost(response("scripted-model", "scripted", "http://127.0.0.1:1/v1")) is None
-    assert llm._cost(response("local", "local", "http://127.0.0.1:1/v1")) is None
+    assert llm.list_cost(response("scripted-model", "scripted", "http://127.0.0.1:1/v1")) is None
+    assert llm.list_cost(response("local", "local", "http://127.0.0.1:1/v1")) is None
 
 
 def test_tokens_nobody_told_are_unknown_and_not_zero() -> None:
