@@ -193,8 +193,9 @@ class LanguageModelForm(forms.ModelForm):  # type: ignore[type-arg]
         except CannotBeMade as problem:
             self.add_error("model", str(problem))
 
-    def validate_constraints(self) -> None:
-        """The only one is that there is one default, and a new default takes the old one's place."""
+    def _get_validation_exclusions(self) -> set[str]:
+        # that there is one default only is no error here: a new one takes the old one's place
+        return {*super()._get_validation_exclusions(), "is_default"}  # type: ignore[misc]
 
     def save(self, commit: bool = True) -> LanguageModel:
         """In a transaction: a new default unsets the old one."""

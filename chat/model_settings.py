@@ -59,7 +59,7 @@ def _problem(name: str, value: Any) -> str:
     if isinstance(value, bool) and name not in ("parallel_tool_calls", "thinking"):
         return f"“{name}” cannot be true or false."
     try:
-        SETTINGS[name].validate_python(value, strict=not isinstance(value, int))
+        SETTINGS[name].validate_python(value, strict=None if isinstance(value, int) else True)
     except ValidationError as problem:
         return f"“{name}”: {problem.errors()[0]['msg']}."
     return ""

@@ -68,6 +68,7 @@ POST   /api/v1/auth/tokens                                         401    201   
 DELETE /api/v1/auth/tokens/{token_id}                              401    404      404       404        404
 POST   /api/v1/ask                                                 401    400      400       400        400
 POST   /api/v1/ask/stream                                          401    400      400       400        400
+GET    /api/v1/models                                              401    200      200       200        200
 GET    /api/v1/flows/user/{user_id}                                401    403      200       200        200
 GET    /api/v1/flows/user/{self}                                   401    200      200       200        200
 GET    /api/v1/flows/user/nobody@example.com                       401    403      404       404        404
@@ -120,6 +121,8 @@ chat.userlimits             s      s       s     s
 chat.dailyusage             s      s       -     -
 chat.turnusage              s      s       -     -
 chat.conversation           s      s       -     -
+chat.languagemodel          s      s       s     s
+chat.groupprompt            s      s       s     s
 """
 DJANGOS_OWN = {  # patterns of the admin that stand for many addresses: /admin/<app>/ and whatever is left
     "/admin/^(?P{app_label}",
@@ -269,6 +272,8 @@ def test_the_admin_lets_in_exactly_whom_it_should(
 
 def some_row(model: str, bob: User, ada: User, turn: StoredTurn) -> str:
     """The key of a row of this model; made, where there is none."""
+    from django.contrib.auth.models import Group
+
     from chat import models as chat
     from monitoring.models import MonitoredUser, Omni2Config
 
@@ -281,6 +286,10 @@ def some_row(model: str, bob: User, ada: User, turn: StoredTurn) -> str:
         ),
         "chat.userblock": lambda: chat.UserBlock.objects.create(user=bob, blocked_by=ada),
         "chat.userlimits": lambda: chat.UserLimits.objects.create(user=bob),
+        "chat.languagemodel": lambda: chat.LanguageModel.objects.create(name="quick", model="openai:gpt-5.2"),
+        "chat.groupprompt": lambda: chat.GroupPrompt.objects.create(
+            group=Group.objects.create(name="writers"), prompt="Answer in verse."
+        ),
         "chat.dailyusage": lambda: chat.DailyUsage.objects.create(user=bob, day=day),
         "chat.turnusage": lambda: chat.TurnUsage.objects.create(
             turn_id=turn.turn_id, user=bob, session_id=session, day=day, process_id=process

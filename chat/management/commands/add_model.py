@@ -28,7 +28,7 @@ class Command(BaseCommand):
         parser.add_argument("--key-stdin", action="store_true", help="read its API key, to be stored encrypted")
         parser.add_argument("--description")
         parser.add_argument("--system-prompt")
-        parser.add_argument("--settings", help='JSON, such as {"temperature": 0.2}')
+        parser.add_argument("--model-settings", metavar="JSON", help='such as {"temperature": 0.2}')
         parser.add_argument("--price", nargs=2, metavar=("INPUT", "OUTPUT"), help="US dollars for a million tokens")
         parser.add_argument("--attempts", type=int, help="requests at most, until a first token comes")
         parser.add_argument("--fallback", metavar="NAME", help="the model that answers while this one is down")
@@ -57,8 +57,10 @@ class Command(BaseCommand):
         data = model_to_dict(there or LanguageModel(), fields=LanguageModelForm.Meta.fields) if there else _defaults()
         data = {name: value for name, value in data.items() if value is not None}
         data["settings"] = json.dumps(data.get("settings", {}))
-        said = ("model", "base_url", "key_variable", "description", "system_prompt", "settings", "attempts")
+        said = ("model", "base_url", "key_variable", "description", "system_prompt", "attempts")
         data |= {"name": options["name"], **{name: options[name] for name in said if options[name] is not None}}
+        if options["model_settings"]:
+            data["settings"] = options["model_settings"]
         if options["price"]:
             data["input_usd_per_million"], data["output_usd_per_million"] = options["price"]
         if options["fallback"]:
