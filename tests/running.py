@@ -341,6 +341,8 @@ def running(
     if llm_base_url:
         omni2.environment |= {"LLM_BASE_URL": llm_base_url, "LLM_API_KEY": "scripted"}
         omni2.environment.setdefault("LLM_MODEL", "scripted")
+        # a failure is shown once; those who test retries say so
+        omni2.environment.setdefault("LLM_ATTEMPTS", "1")
     try:
         for _ in range(web):
             omni2.start_web()
