@@ -54,7 +54,7 @@ class LanguageModelAdmin(ModelAdmin):  # type: ignore[misc]
         js = ("js/admin_names.js",)
 
     form = AdminForm
-    list_display = ("name", "model", "base_url", "enabled", "is_default", "key_is", "price", "fallback")
+    list_display = ("name", "where", "enabled", "is_default", "key_state", "price", "fallback")
     list_filter = ("enabled", "is_default")
     list_select_related = ("fallback",)
     list_per_page = 50
@@ -107,6 +107,17 @@ class LanguageModelAdmin(ModelAdmin):  # type: ignore[misc]
     )
 
     # --- what is shown --------------------------------------------------------------------------
+
+    @admin.display(description="model", ordering="model")
+    def where(self, row: LanguageModel) -> str:
+        return f"{row.model} at {row.base_url}" if row.base_url else row.model
+
+    @admin.display(description="API key")
+    def key_state(self, row: LanguageModel) -> str:
+        said = self.key_is(row)
+        return (
+            "cannot be used" if said.startswith("Cannot") else "set" if row.sealed_key or row.key_variable else "none"
+        )
 
     @admin.display(description="API key")
     def key_is(self, row: LanguageModel) -> str:

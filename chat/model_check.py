@@ -21,6 +21,11 @@ from chat.wanted import NoKey, Wanted, wanted_entry
 QUESTION = "Answer with the one word: ok"
 CHECK_TOKENS = 200
 CHECK_TIMEOUT_S = 30.0
+HINTS = {
+    "HTTP 401": "The server did not accept the API key.",
+    "HTTP 403": "The server does not let this API key use the model.",
+    "HTTP 404": "The server knows no such model, or the base URL is wrong.",
+}
 
 
 class CannotBeMade(ValueError):
@@ -105,9 +110,10 @@ async def _ask(model: ChatModel) -> Checked:
     except ModelFailed as problem:
         # one that thinks may well have spent all of its few tokens on that
         if reply.finish_reason != "length":
+            hint = next((said for status, said in HINTS.items() if problem.detail.startswith(status)), problem.message)
             detail = f" ({problem.detail})" if problem.detail else ""
             request = f" The provider calls the request {problem.request_id}." if problem.request_id else ""
-            return Checked(False, f"{problem.message}{detail}{request}")
+            return Checked(False, f"{hint}{detail}{request}")
     took_s = time.monotonic() - started
     cost = "" if reply.cost_usd is None else f" It cost {_money(reply.cost_usd)}."
     first = "" if reply.ttft_ms is None else f", the first token after {reply.ttft_ms / 1000:.1f} s"

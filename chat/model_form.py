@@ -1,7 +1,7 @@
 """What may be said about a model of the catalogue: the rules behind its admin page and `manage.py add_model`."""
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from django import forms
@@ -52,6 +52,26 @@ class LanguageModelForm(forms.ModelForm):  # type: ignore[type-arg]
             "groups",
             "users",
         )
+        labels: ClassVar[dict[str, str]] = {
+            "is_default": "Default",
+            "base_url": "Base URL",
+            "key_variable": "or environment variable",
+            "history_tokens": "History, in tokens",
+            "input_usd_per_million": "Input",
+            "output_usd_per_million": "Output",
+            "first_token_timeout_s": "First token within, seconds",
+            "next_token_timeout_s": "Each further one within, seconds",
+        }
+        help_texts: ClassVar[dict[str, str]] = {
+            "description": "shown to users beside the name",
+            "base_url": "of an OpenAI-compatible server, such as https://models.example.com/v1; "
+            "empty: the provider of the name",
+            "key_variable": "of the server; in capitals, ending in _KEY or _TOKEN",
+            "settings": f'a JSON object such as {{"temperature": 0.2}}; known are {", ".join(model_settings.SETTINGS)}',
+            "system_prompt": "empty: one plain sentence; the prompts of the user's groups come after it",
+            "takes_tools": "off for models that cannot call tools",
+            "fallback": "asked when this one has failed for good",
+        }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

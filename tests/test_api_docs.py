@@ -116,6 +116,7 @@ def test_the_page_shows_every_area_and_asks_no_other_server() -> None:
         "ask",
         "auth",
         "flows",
+        "models",
         "ledger",
         "monitoring",
         "turns",

@@ -281,10 +281,11 @@ def test_save_and_check_stores_first_and_stays_on_the_page(browser: Any, row: La
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"model": "scripted-error_401"}, ("The model could not answer.", "HTTP 401", "req_")),
+        ({"model": "scripted-error_401"}, ("did not accept the API key", "HTTP 401", "req_")),
         ({"model": "scripted-error_429"}, ("too much to do", "HTTP 429")),
         ({"model": "scripted-hang", "first_token_timeout_s": 1}, ("did not answer in time",)),
         ({"base_url": "http://127.0.0.1:1/v1"}, ("cannot be reached",)),
+        ({"model": "scripted-error_500"}, ("The model could not answer.", "HTTP 500")),
         ({"sealed_key": "not sealed"}, ("cannot be opened",)),
         ({"sealed_key": "", "key_variable": "NOT_SET_KEY"}, ("NOT_SET_KEY", "is not set")),
         ({"sealed_key": seal(SECRET)}, ("HTTP 401",)),

@@ -2,6 +2,7 @@
 is one pair of checkpoints."""
 
 import asyncio
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -235,3 +236,28 @@ async def test_a_failed_attempt_leaves_the_cost_of_the_turn_known(bob: Any, clie
     call = await client_of(bob).stream("script:error_500_once with its price")
     usage = call.last.data["usage"]
     assert usage["cost_usd"] == usage["input_tokens"] / 2
+
+
+async def test_the_connections_of_an_old_version_are_closed_when_no_turn_has_it(
+    bob: Any, client_of: Any, llm: Any, offer: Any
+) -> None:
+    row = await offer("quick", is_default=True)
+    models = door.models()
+    call = client_of(bob).call("script:slow").start()
+    await call.until(lambda call: b"event: token" in call.content)
+    (old,) = [model for model in models._made.values() if model.name == "quick"]
+    client = old.model.client._client  # type: ignore[attr-defined]
+    await in_database(LanguageModel.objects.filter(pk=row.pk).update, description="changed")
+    assert (await client_of(bob).stream("Hello")).last.name == "done"
+    assert [model is old for model in models._made.values() if model.name == "quick"] == [False]
+    assert not client.is_closed, "a turn has it still"
+    del old
+    await call.over()
+    assert call.last.name == "done"
+    del call
+    for _ in range(500):
+        gc.collect()
+        if client.is_closed:
+            break
+        await asyncio.sleep(0.01)
+    assert client.is_closed
