@@ -139,6 +139,8 @@ class Story:
         outcome = "disconnected" if self.gone else "failed" if problem else "completed"
         first_token = {} if self.ttft_ms is None else {"ttft_ms": self.ttft_ms}
         turn.end(outcome, duration_ms=self._ms(), **first_token)
+        # the tracker keeps a turn until it is stored, and must not keep its story and its model with it
+        turn.cancel = None
         logger.info("turn %s after %.0f ms", outcome, self._ms(), extra={"turn_id": turn.turn_id})
         await asyncio.gather(self._settle(), turn.acknowledged(ACKNOWLEDGE_S))
         if problem is not None:
