@@ -394,7 +394,9 @@ def test_every_reason_the_chat_gives_has_words() -> None:
     codes = {
         code
         for file in said
-        for code in re.findall(r'"(llm_\w+|tool_failed|too_many_\w+|context_too_long)"', Path(file).read_text())
+        for code in re.findall(
+            r'"(llm_\w+|tool_failed|too_many_\w+|context_too_long|content_refused)"', Path(file).read_text()
+        )
     }
     codes -= {"llm_thinking", "llm_complete"}
     assert codes
