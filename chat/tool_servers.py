@@ -119,12 +119,12 @@ class Connection:
         """Wait until the server was reached or could not be."""
         await self._tried.wait()
 
-    async def call(self, tool: str, arguments: dict[str, Any], *, trace: str = "") -> str:
+    async def call(self, tool: str, arguments: dict[str, Any]) -> str:
         """What one of its tools answers, as text. Raises ToolProblem, whatever goes wrong."""
         self._calls += 1
         try:
             async with asyncio.timeout(self.row.timeout_s):
-                result = await self._asked(tool, arguments, {"traceparent": trace} if trace else None)
+                result = await self._asked(tool, arguments)
         except TimeoutError:
             raise ToolProblem(f"The tool did not answer within {self.row.timeout_s:g} seconds.") from None
         except (ToolProblem, asyncio.CancelledError):
@@ -141,18 +141,16 @@ class Connection:
             raise ToolProblem(text or "The tool answered with an error and did not say which.")
         return text
 
-    async def _asked(
-        self, tool: str, arguments: dict[str, Any], meta: dict[str, Any] | None
-    ) -> mcp_types.CallToolResult:
+    async def _asked(self, tool: str, arguments: dict[str, Any]) -> mcp_types.CallToolResult:
         client = await self._connected()
         try:
-            return await client.call_tool_mcp(tool, arguments, meta=meta)
+            return await client.call_tool_mcp(tool, arguments)
         except MCPError as problem:
             if problem.error.message != "Session terminated":
                 raise
         # the server was started anew and knows nothing of us: it has not run the call
         self._begin_anew()
-        return await (await self._connected()).call_tool_mcp(tool, arguments, meta=meta)
+        return await (await self._connected()).call_tool_mcp(tool, arguments)
 
     async def _connected(self) -> Client[Any]:
         while self._client is None or not self._client.is_connected():

@@ -198,7 +198,7 @@ COMPONENTS: Schema = {
     },
 }
 
-EVENTS = ["session", "token", "tool_call", "tool_result", "done", "error"]
+EVENTS = ["session", "token", "tool_call", "approval", "tool_result", "done", "error"]
 _EVENTS = """A stream of Server-Sent Events, each `event:` with one line of JSON as `data:`
 
 | event | data |
@@ -206,6 +206,7 @@ _EVENTS = """A stream of Server-Sent Events, each `event:` with one line of JSON
 | `session` | `{"session_id","turn_id"}`, first of all |
 | `token` | `{"text"}` as the model produces it |
 | `tool_call` | `{"tool","call_id"}` |
+| `approval` | `{"tool","server","call_id","arguments","expires_in_s","turn_id"}`: this call waits for the user's yes |
 | `tool_result` | `{"tool","call_id","status","duration_ms"}` |
 | `done` | as the answer of `POST /api/v1/ask`, without `answer` |
 | `error` | `{"code","message","turn_id"}`; after it the stream ends |

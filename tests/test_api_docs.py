@@ -52,7 +52,7 @@ def test_it_names_both_ways_to_sign_in() -> None:
 def test_it_describes_the_streaming_answer() -> None:
     answers = schema()["paths"]["/api/v1/ask/stream"]["post"]["responses"]
     assert list(answers["200"]["content"]) == ["text/event-stream"]
-    for event in ("session", "token", "tool_call", "tool_result", "done", "error"):
+    for event in ("session", "token", "tool_call", "approval", "tool_result", "done", "error"):
         assert f"`{event}`" in answers["200"]["description"]
     assert {"400", "401", "403", "404", "413", "429", "503"} <= set(answers)
     assert "Retry-After" in answers["429"]["headers"]
@@ -114,6 +114,7 @@ def test_the_page_shows_every_area_and_asks_no_other_server() -> None:
         areas = page.locator(".opblock-tag").all_inner_texts()
         browser.close()
     assert {area.split()[0] for area in areas} == {
+        "approvals",
         "ask",
         "auth",
         "conversations",

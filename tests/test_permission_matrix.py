@@ -83,6 +83,8 @@ GET    /api/v1/flows/user/nobody@example.com                       401    403   
 GET    /api/v1/flows/session/{session_id}                          401    404      200       200        200
 GET    /api/v1/turns                                               401    200      200       200        200
 GET    /api/v1/turns?user_id={user_id}                             401    403      200       200        200
+GET    /api/v1/approvals                                           401    200      200       200        200
+POST   /api/v1/turns/{turn_id}/approvals/{call_id}                 401    400      400       400        400
 GET    /api/v1/turns/export                                        401    200      200       200        200
 GET    /api/v1/turns/export?user_id={user_id}                      401    403      200       200        200
 POST   /api/v1/turns/{turn_id}/stop                                401    404      404       409        409
@@ -134,6 +136,7 @@ chat.turnusage              s      s       -     -
 chat.conversation           s      s       -     -
 chat.languagemodel          s      s       s     s
 chat.groupprompt            s      s       s     s
+chat.toolserver             s      s       s     s
 """
 DJANGOS_OWN = {  # patterns of the admin that stand for many addresses: /admin/<app>/ and whatever is left
     "/admin/^(?P{app_label}",
@@ -206,6 +209,7 @@ class About:
             "{turn_id}": self.turn.turn_id,
             "{view_id}": str(SavedView.keep(bob, "His own", "/flows/", "outcome=failed")[0].pk),
             "{token_id}": str(ApiToken.objects.get(user=bob).pk),
+            "{call_id}": "call_1",
             "{id}": str(bob.pk),
             "{content_type_id}": "1",
             "{object_id}": "1",
@@ -305,6 +309,7 @@ def some_row(model: str, bob: User, ada: User, turn: StoredTurn) -> str:
         "chat.turnusage": lambda: chat.TurnUsage.objects.create(
             turn_id=turn.turn_id, user=bob, session_id=session, day=day, process_id=process
         ),
+        "chat.toolserver": lambda: chat.ToolServer.objects.create(name="tools", url="http://127.0.0.1:1/mcp"),
         "chat.conversation": lambda: chat.Conversation.objects.create(session_id=session, user=bob, title="?"),
         "accounts.accesslog": lambda: apps.get_model("accounts.accesslog").objects.create(actor="x", action="y"),
     }

@@ -79,13 +79,6 @@ def header(name: str, context: Context[Any, Any]) -> str:
     return str(request.headers.get(name, "nothing"))
 
 
-@server.tool()
-def trace(context: Context[Any, Any]) -> str:
-    """The traceparent it was called with."""
-    meta: Any = context.request_context.meta or {}
-    return str(meta.get("traceparent", "nothing"))
-
-
 @contextmanager
 def run_http(port: int | None = None) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """(url, process) of a server over streamable HTTP."""

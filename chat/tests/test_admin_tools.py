@@ -60,7 +60,7 @@ def save(browser: Client, path: str = LIST + "add/", **fields: Any) -> str:
 
 def test_saving_asks_the_server_for_its_tools_and_lets_them_be_chosen(ada: Any, things: str) -> None:
     browser = signed_in(ada)
-    assert "things answers and has 10 tools." in save(browser, url=things)
+    assert "things answers and has 9 tools." in save(browser, url=things)
     row = ToolServer.objects.get()
     assert row.checked_at
     page = browser.get(f"{LIST}{row.pk}/change/").content.decode()
