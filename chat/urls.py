@@ -5,9 +5,9 @@ from django.urls import URLPattern, URLResolver, path
 from chat.api_stops import Block, StopTurn
 from chat.pages import page_urls
 
-# <path:…> because an e-mail address may contain a slash
+# <path:…> because an e-mail address may contain a slash, and whoever is not signed in is told that first
 api_urls: list[URLPattern | URLResolver] = [
-    path("api/v1/turns/<uuid:turn_id>/stop", StopTurn.as_view(), name="turn-stop"),
+    path("api/v1/turns/<path:turn_id>/stop", StopTurn.as_view(), name="turn-stop"),
     path("api/v1/users/<path:user_id>/block", Block.as_view(), name="user-block"),
 ]
 
