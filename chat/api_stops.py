@@ -1,9 +1,9 @@
 """Stopping a turn, blocking a user: the API of both. What they do is in chat.stops and chat.models."""
 
 from typing import Any, cast
-from uuid import UUID
 
 from django.db import IntegrityError, transaction
+from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import serializers
 from rest_framework.exceptions import APIException, NotFound, PermissionDenied, ValidationError
@@ -14,7 +14,7 @@ from rest_framework.views import APIView
 
 from chat import stops
 from chat.models import UserBlock
-from flows.history import wire_time
+from flows.history import as_session_id, wire_time
 from monitoring.serializers import TextField, UserField
 from omni2.accounts.access import record_access
 from omni2.accounts.models import User
@@ -22,6 +22,7 @@ from omni2.schema import ERROR, FIELD_ERRORS
 
 ERRORS = {400: FIELD_ERRORS, 401: ERROR, 403: ERROR, 404: ERROR, 503: ERROR}
 BLOCK, UNBLOCK = "chat.add_userblock", "chat.delete_userblock"
+TURN_ID = OpenApiParameter("turn_id", OpenApiTypes.UUID, OpenApiParameter.PATH)
 USER_ID = OpenApiParameter("user_id", str, OpenApiParameter.PATH, description="e-mail address")
 
 
@@ -55,8 +56,10 @@ class StopTurn(APIView):
 
     permission_classes = (IsAuthenticated,)
 
-    @extend_schema(request=StopSerializer, responses={202: StoppingSerializer, **ERRORS, 409: ERROR})
-    def post(self, request: Request, turn_id: UUID) -> Response:
+    @extend_schema(
+        parameters=[TURN_ID], request=StopSerializer, responses={202: StoppingSerializer, **ERRORS, 409: ERROR}
+    )
+    def post(self, request: Request, turn_id: str) -> Response:
         """Stop a turn that is being answered: one's own, or anybody's with the right chat.stop. The model and the tools
         are cancelled within a second, whichever process serves it. 409 `turn_ended` when it is over."""
         body = StopSerializer(data=request.data)
@@ -64,12 +67,16 @@ class StopTurn(APIView):
         by, asked = cast(User, request.user), body.validated_data
         if asked.get("message") and not by.has_perm(stops.STOP):
             raise ValidationError({"message": ["This needs the right chat.stop."]})
-        found = stops.ask_to_stop(turn_id, by=by, reason=asked.get("reason", ""), message=asked.get("message", ""))
+        # one spelling of UUIDs, as for sessions
+        wanted = as_session_id(turn_id)
+        if wanted is None:
+            raise ValidationError({"turn_id": ["This is not a turn id (a UUID)."]})
+        found = stops.ask_to_stop(wanted, by=by, reason=asked.get("reason", ""), message=asked.get("message", ""))
         if found is None:
             raise NotFound("There is no such turn.")
         if not found.runs:
             raise Conflict("turn_ended", "This turn has ended.")
-        return Response({"turn_id": turn_id, "status": "stopping"}, status=202)
+        return Response({"turn_id": wanted, "status": "stopping"}, status=202)
 
 
 class BlockSerializer(serializers.Serializer[Any]):

@@ -9,7 +9,6 @@ the order in which a block and an admission were committed: a turn that slipped 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 from django.db import connection, transaction
 
@@ -67,14 +66,14 @@ _ASK = """
 WITH turn AS (
     SELECT owner.email AS user_id, usage.ended_at IS NULL AS runs
     FROM turn_usage AS usage JOIN users AS owner ON owner.id = usage.user_id
-    WHERE usage.turn_id = %(turn)s AND (%(may_stop)s OR owner.id = %(asker)s)
+    WHERE usage.turn_id = %(turn)s::uuid AND (%(may_stop)s OR owner.id = %(asker)s)
     UNION ALL
     SELECT user_id, false FROM turns
-    WHERE turn_id = %(turn)s AND (%(may_stop)s OR user_id = %(stopped_by)s)
-        AND NOT EXISTS (SELECT FROM turn_usage WHERE turn_id = %(turn)s)
+    WHERE turn_id = %(turn)s::uuid AND (%(may_stop)s OR user_id = %(stopped_by)s)
+        AND NOT EXISTS (SELECT FROM turn_usage WHERE turn_id = %(turn)s::uuid)
 ), asked AS (
     INSERT INTO turn_stops (turn_id, stopped_by, reason, message)
-    SELECT %(turn)s, %(stopped_by)s, %(reason)s, %(message)s FROM turn WHERE runs
+    SELECT %(turn)s::uuid, %(stopped_by)s, %(reason)s, %(message)s FROM turn WHERE runs
     ON CONFLICT (turn_id) DO NOTHING RETURNING turn_id
 )
 SELECT user_id, runs, EXISTS (SELECT FROM asked) FROM turn
@@ -89,7 +88,7 @@ class Asked:
     runs: bool
 
 
-def ask_to_stop(turn_id: UUID, *, by: User, reason: str = "", message: str = "") -> Asked | None:
+def ask_to_stop(turn_id: str, *, by: User, reason: str = "", message: str = "") -> Asked | None:
     """Ask that a turn ends now, and tell all processes. None: there is no such turn, or it is none of his: not his
     own, and he has no right to stop others'. One statement, and a line in the access log when it is another's.
 
@@ -109,7 +108,7 @@ def ask_to_stop(turn_id: UUID, *, by: User, reason: str = "", message: str = "")
             return None
         user_id, runs, is_new = found
         if is_new and user_id != by.user_id:
-            detail = {"turn_id": str(turn_id), "reason": reason, "message": message}
+            detail = {"turn_id": turn_id, "reason": reason, "message": message}
             record_access(actor=by, action="turn_stopped", subject_user_id=user_id, detail=detail)
         if is_new:
             transaction.on_commit(call_out, robust=True)

@@ -8,13 +8,13 @@ from chat.api_models import model_urls
 from chat.api_stops import Block, StopTurn
 from chat.pages import page_urls
 
-# <path:…> because an e-mail address may contain a slash
+# <path:…> because an e-mail address may contain a slash, and whoever is not signed in is told that first
 api_urls: list[URLPattern | URLResolver] = [
     *model_urls,
     *conversation_urls,
     path("api/v1/approvals", OpenApprovals.as_view(), name="approvals"),
     path("api/v1/turns/<str:turn_id>/approvals/<path:call_id>", Approve.as_view(), name="approve"),
-    path("api/v1/turns/<uuid:turn_id>/stop", StopTurn.as_view(), name="turn-stop"),
+    path("api/v1/turns/<path:turn_id>/stop", StopTurn.as_view(), name="turn-stop"),
     path("api/v1/users/<path:user_id>/block", Block.as_view(), name="user-block"),
 ]
 

@@ -243,7 +243,7 @@ def _loss(loss: Loss, stage: Stage, links: Links) -> Row:
     is_exact = loss.error or not any(other.error for other in stage.lost if other.outcome == loss.outcome)
     return {
         **outcome(loss.outcome),
-        "why": words.reason(loss.error) if loss.error else "",
+        "why": words.reason(loss.error) if loss.error and loss.error != loss.outcome else "",
         "count": turns(loss.turns, href if is_exact else "", title=loss.error or ""),
     }
 

@@ -28,5 +28,6 @@ def line(turn: Turn, called: dict[str, str]) -> dict[str, Any]:
         "first_token": words.duration(turn.ttft_ms),
         "tokens": turn.input_tokens + turn.output_tokens,
         "cost": words.money(turn.cost_usd),
-        "why": words.reason(turn.error) if turn.error else "",
+        # a stopped turn's error says no more than its outcome
+        "why": words.reason(turn.error) if turn.error and turn.error != turn.outcome else "",
     }

@@ -319,6 +319,8 @@ def test_a_turn_that_is_over_or_was_refused_cannot_be_stopped(omni2: Running) ->
     user_id, token = new_user(omni2)
     asking = Asking(omni2, token, "Hello").over()
     assert post(omni2, f"/api/v1/turns/{asking.turn_id}/stop", token).status_code == 409
+    malformed = post(omni2, "/api/v1/turns/1/stop", token)
+    assert (malformed.status_code, list(malformed.json())) == (400, ["turn_id"])
     ada = omni2.create_token("ada@example.com")
     post(omni2, f"/api/v1/users/{user_id}/block", ada, {})
     refused = Asking(omni2, token, "Hello").over().answer["turn_id"]

@@ -88,7 +88,8 @@ export class Step {
   get failed() {
     const status = (this.end ?? this.start).metadata?.status;
     const refuses = known(CHECKPOINTS, this.start.checkpoint)?.kind === "check" && status === "failed";
-    return status === "error" || (status === "failed" && !refuses) || this.start.checkpoint === "error";
+    const broken = this.start.checkpoint === "error" && this.start.metadata?.code !== "stopped";
+    return status === "error" || (status === "failed" && !refuses) || broken;
   }
 }
 
