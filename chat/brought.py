@@ -29,6 +29,8 @@ class Brought:
     thread: Thread
     results: Sequence[ClientResult] = ()
     """of its tools, since the model's last word"""
+    no_tools: bool = False
+    """it wants none"""
     stream: bool = False
     include_usage: bool = False
 
@@ -40,4 +42,4 @@ class Brought:
     @property
     def takes_server_tools(self) -> bool:
         """A client with tools of its own is not offered any others."""
-        return not (self.wishes.tools or self.wishes.no_tools)
+        return not (self.wishes.tools or self.no_tools)

@@ -484,8 +484,7 @@ class Wishes:
 
     settings: ModelSettings = field(default_factory=ModelSettings)
     tools: Sequence[ToolDefinition] = ()
-    """of its own, which it runs itself; none: it is offered those of the server"""
-    no_tools: bool = False
+    """of its own, which it runs itself; none: those of the server, as far as it is offered any"""
     output: OutputObjectDefinition | None = None
     """what the answer has to be; JSON_OBJECT: any object"""
     has_images: bool = False
@@ -520,7 +519,7 @@ class Wishes:
 
     def parameters(self, offered: list[ToolDefinition]) -> ModelRequestParameters:
         """The tools and the form of the answer."""
-        tools = list(self.tools) or ([] if self.no_tools else offered)
+        tools = list(self.tools) or offered
         if self.output is None:
             return ModelRequestParameters(function_tools=tools)
         if self.output is not JSON_OBJECT:

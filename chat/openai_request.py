@@ -75,13 +75,13 @@ def read_request(body: bytes, client: ClientSide, credential: bytes) -> Question
         wishes=Wishes(
             settings=_settings(asked, tools),
             tools=tools,
-            no_tools=asked.get("tool_choice") == "none",
             output=_output(asked),
             has_images=said.has_images,
             own_dialogue=True,
         ),
         thread=thread,
         results=said.results,
+        no_tools=asked.get("tool_choice") == "none",
         stream=stream,
         include_usage=include_usage,
     )

@@ -283,38 +283,6 @@ async def elsewhere(seen: Seen) -> AsyncIterator[Chunk]:
         yield chunk
 
 
-@script("client_tools")
-async def client_tools(seen: Seen) -> AsyncIterator[Chunk]:
-    """Asks for each tool it was offered, all at once."""
-    offered = [tool["function"]["name"] for tool in seen.body.get("tools", [])]
-    async for chunk in _tools_then_answer(seen, *((name, {"city": "Tromsø"}) for name in offered)):
-        yield chunk
-
-
-@script("cut_short")
-async def cut_short(seen: Seen) -> AsyncIterator[Chunk]:
-    """Ends because it may not say more."""
-    yield says("This is all I may ")
-    yield ends("length")
-    yield used(7, 5)
-
-
-@script("unicode")
-async def unicode(seen: Seen) -> AsyncIterator[Chunk]:
-    """Letters of many alphabets, line breaks that only some take for one, an SSE look-alike."""
-    yield says("Grüße 世界 🧑‍🚀\u2028\u0085")
-    yield says("\n\ndata: [DONE]\n\nעוד")
-    yield ends()
-    yield used(3, 9)
-
-
-@script("long_answer")
-async def long_answer(seen: Seen) -> AsyncIterator[Chunk]:
-    """Two thousand words."""
-    async for chunk in speak(seen, " ".join(f"word{number}" for number in range(2000)), label=False):
-        yield chunk
-
-
 @script("talk_and_call")
 async def talk_and_call(seen: Seen) -> AsyncIterator[Chunk]:
     """Says something, asks for a tool, and goes on in the next round."""
@@ -491,6 +459,38 @@ async def odd_text(seen: Seen) -> AsyncIterator[Chunk | bytes]:
     yield says("\n\nevent: done\ndata: {}\n\n<script>alert(1)</script>")
     yield ends()
     yield used(3, 9)
+
+
+@script("client_tools")
+async def client_tools(seen: Seen) -> AsyncIterator[Chunk]:
+    """Asks for each tool it was offered, all at once."""
+    offered = [tool["function"]["name"] for tool in seen.body.get("tools", [])]
+    async for chunk in _tools_then_answer(seen, *((name, {"city": "Tromsø"}) for name in offered)):
+        yield chunk
+
+
+@script("cut_short")
+async def cut_short(seen: Seen) -> AsyncIterator[Chunk]:
+    """Ends because it may not say more."""
+    yield says("This is all I may ")
+    yield ends("length")
+    yield used(7, 5)
+
+
+@script("unicode")
+async def unicode(seen: Seen) -> AsyncIterator[Chunk]:
+    """Letters of many alphabets, line breaks that only some take for one, an SSE look-alike."""
+    yield says("Grüße 世界 🧑‍🚀\u2028\u0085")
+    yield says("\n\ndata: [DONE]\n\nעוד")
+    yield ends()
+    yield used(3, 9)
+
+
+@script("long_answer")
+async def long_answer(seen: Seen) -> AsyncIterator[Chunk]:
+    """Two thousand words."""
+    async for chunk in speak(seen, " ".join(f"word{number}" for number in range(2000)), label=False):
+        yield chunk
 
 
 @script("demo")

@@ -236,9 +236,8 @@ class Story:
     async def _answer(self) -> None:
         """Rounds of the model until it asks for no more tools."""
         deadline = asyncio.get_running_loop().time() + TURN_TIMEOUT_S
-        choice = self.admission.choice
+        choice, brought = self.admission.choice, self.question.brought
         prompts = choice.prompts if choice else ()
-        brought = self.question.brought
         if brought is None or brought.takes_server_tools:
             self.offer = await make_offer(self.turn, self.usage_check, self.admission)
         offered = self.offer.tools.values()
@@ -360,6 +359,40 @@ class Story:
             self.ttft_ms = self._ms()
             await self.turn.acknowledged(ACKNOWLEDGE_S)
 
+    def _take_results(self, brought: Brought) -> str:
+        """Write down what the client's tools answered, which the model asked for in a turn before; the text of it."""
+        for result in brought.results:
+            self.turn.record(
+                "client_result",
+                self.usage_check,
+                status="ok",
+                tool=result.tool,
+                server=CLIENT,
+                call_id=result.call_id,
+                **_shown(result=result.text),
+            )
+        return brought.heard
+
+    async def _hand_over(self, thinking: Checkpoint, calls: list[ToolCall]) -> None:
+        """Hand the model's calls to the client, whose tools they are. What comes of them is known only when it asks
+        again, in another turn: here they end as handed over."""
+        if len(calls) > HANDED_OVER_AT_ONCE or sum(len(call.raw) for call in calls) > ANSWER_BYTES:
+            raise Failed("too_many_tool_calls", "The model asked for too much at once.")
+        for call in calls:
+            step = self.turn.record(
+                "tool_call",
+                thinking,
+                status="started",
+                tool=call.tool,
+                server=CLIENT,
+                call_id=call.call_id,
+                **_shown(arguments=call.raw),
+            )
+            self.turn.record("tool_result", step, status="handed_over", tool=call.tool, server=CLIENT)
+        await self._acknowledge_first()
+        for call in calls:
+            await self._say("handed_over", {"tool": call.tool, "call_id": call.call_id, "arguments": call.raw})
+
     async def _use_tools(self, thinking: Checkpoint, calls: list[ToolCall]) -> list[tuple[ToolCall, str, bool]]:
         """Run what the model asked for, all at once; the results in the order it asked."""
         if len(calls) > CALLS_PER_ROUND:
@@ -451,42 +484,6 @@ class Story:
             raise tools.ToolProblem("The user declined this call.", code="declined")
         if decision == "expired":
             raise tools.ToolProblem("The user did not answer in time, so the call was not made.", code="expired")
-
-    # --- a client's own tools ----------------------------------------------------------------------
-
-    def _take_results(self, brought: Brought) -> str:
-        """Write down what the client's tools answered, which the model asked for in a turn before; the text of it."""
-        for result in brought.results:
-            self.turn.record(
-                "client_result",
-                self.usage_check,
-                status="ok",
-                tool=result.tool,
-                server=CLIENT,
-                call_id=result.call_id,
-                **_shown(result=result.text),
-            )
-        return brought.heard
-
-    async def _hand_over(self, thinking: Checkpoint, calls: list[ToolCall]) -> None:
-        """Hand the model's calls to the client, whose tools they are. What comes of them is known only when it asks
-        again, in another turn: here they end as handed over."""
-        if len(calls) > HANDED_OVER_AT_ONCE or sum(len(call.raw) for call in calls) > ANSWER_BYTES:
-            raise Failed("too_many_tool_calls", "The model asked for too much at once.")
-        for call in calls:
-            step = self.turn.record(
-                "tool_call",
-                thinking,
-                status="started",
-                tool=call.tool,
-                server=CLIENT,
-                call_id=call.call_id,
-                **_shown(arguments=call.raw),
-            )
-            self.turn.record("tool_result", step, status="handed_over", tool=call.tool, server=CLIENT)
-        await self._acknowledge_first()
-        for call in calls:
-            await self._say("handed_over", {"tool": call.tool, "call_id": call.call_id, "arguments": call.raw})
 
     # --- usage ------------------------------------------------------------------------------------
 
