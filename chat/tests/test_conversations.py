@@ -4,10 +4,12 @@ what a session remembers, seen from outside."""
 import json
 import uuid
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from django.db import Error, IntegrityError, connections
 from django.test import AsyncClient, Client
 from django.utils import timezone
 
@@ -201,6 +203,44 @@ def test_a_session_that_begins_anew_does_not_get_the_old_answer(bob: Any) -> Non
     charge(new, Totals(), ended=True, answer="of the new question")
     said = list(Message.objects.order_by("id").values_list("content", flat=True))
     assert said == [f"question of {new}", "of the new question"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_deleting_and_asking_at_once_neither_wait_for_each_other_for_ever_nor_leave_half(bob: Any, limits: Any) -> None:
+    limits(requests_per_day=None, turns_at_once=None)
+    session_id, rounds = str(uuid.uuid4()), 25
+
+    def in_a_thread(work: Callable[[], Any]) -> list[str]:
+        problems = []
+        try:
+            for _ in range(rounds):
+                try:
+                    work()
+                except Error as problem:
+                    problems.append(str(problem))
+        finally:
+            connections.close_all()
+        return problems
+
+    def turn() -> None:
+        turn_id = ask(bob, session_id)
+        for more in range(3):
+            try:
+                charge(turn_id, Totals(1, 1), ended=True, answer=f"answer to {turn_id}")
+                return
+            except IntegrityError:
+                # the conversation went away before the commit: as in chat.turn, it is tried again
+                assert more < 2
+
+    with ThreadPoolExecutor(5) as threads:
+        works = [turn, turn, turn, lambda: conversations.delete(bob.pk, session_id)]
+        assert [problem for found in threads.map(in_a_thread, works) for problem in found] == []
+    said = list(Message.objects.order_by("id").values_list("role", "turn_id"))
+    asked = {turn_id for role, turn_id in said if role == "user"}
+    assert {turn_id for role, turn_id in said if role == "assistant"} == asked
+    assert not TurnUsage.objects.filter(ended_at=None).exists()
+    assert DailyUsage.objects.get().output_tokens == 3 * rounds
+    assert Conversation.objects.filter(session_id=session_id).exists() is bool(asked)
 
 
 @pytest.mark.usefixtures("chatting")
