@@ -396,3 +396,25 @@ async def test_a_session_is_remembered_within_the_models_budget_by_the_models_ow
     assert facts[4] == {"exchanges": 2, "left_out": 2, "tokens": 1100}
     asked = [text_of(each).rstrip("x") for each in llm.requests[-1].messages if each["role"] == "user"]
     assert [text.split()[-1] for text in asked] == ["2", "3", "4"]
+
+
+# --- the page ------------------------------------------------------------------------------------------
+
+
+def test_the_page_reads_on_in_ones_own_list_alone(bob: Any, charlie: Any) -> None:
+    at = timezone.now()
+    Conversation.objects.bulk_create(
+        Conversation(session_id=uuid.uuid4(), user=bob, title=f"Talk {number:03}", updated_at=at - timedelta(number))
+        for number in range(101)
+    )
+    cursor = conversations.page_of(bob.pk).next
+    client = Client()
+    assert client.get("/chat/", {"older": cursor}).status_code == 302
+    client.force_login(charlie)
+    assert client.get("/chat/", {"older": cursor}).status_code == 404
+    client.force_login(bob)
+    page = client.get("/chat/", {"older": cursor}).content.decode()
+    assert "Talk 100" in page
+    assert "Talk 099" not in page
+    assert client.get("/chat/", {"older": "x"}).status_code == 404
+    assert "data-cursor" in client.get("/chat/").content.decode()
