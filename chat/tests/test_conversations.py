@@ -4,10 +4,12 @@ what a session remembers, seen from outside."""
 import json
 import uuid
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from django.db import Error, IntegrityError, connections
 from django.test import AsyncClient, Client
 from django.utils import timezone
 
@@ -203,6 +205,44 @@ def test_a_session_that_begins_anew_does_not_get_the_old_answer(bob: Any) -> Non
     assert said == [f"question of {new}", "of the new question"]
 
 
+@pytest.mark.django_db(transaction=True)
+def test_deleting_and_asking_at_once_neither_wait_for_each_other_for_ever_nor_leave_half(bob: Any, limits: Any) -> None:
+    limits(requests_per_day=None, turns_at_once=None)
+    session_id, rounds = str(uuid.uuid4()), 25
+
+    def in_a_thread(work: Callable[[], Any]) -> list[str]:
+        problems = []
+        try:
+            for _ in range(rounds):
+                try:
+                    work()
+                except Error as problem:
+                    problems.append(str(problem))
+        finally:
+            connections.close_all()
+        return problems
+
+    def turn() -> None:
+        turn_id = ask(bob, session_id)
+        for more in range(3):
+            try:
+                charge(turn_id, Totals(1, 1), ended=True, answer=f"answer to {turn_id}")
+                return
+            except IntegrityError:
+                # the conversation went away before the commit: as in chat.turn, it is tried again
+                assert more < 2
+
+    with ThreadPoolExecutor(5) as threads:
+        works = [turn, turn, turn, lambda: conversations.delete(bob.pk, session_id)]
+        assert [problem for found in threads.map(in_a_thread, works) for problem in found] == []
+    said = list(Message.objects.order_by("id").values_list("role", "turn_id"))
+    asked = {turn_id for role, turn_id in said if role == "user"}
+    assert {turn_id for role, turn_id in said if role == "assistant"} == asked
+    assert not TurnUsage.objects.filter(ended_at=None).exists()
+    assert DailyUsage.objects.get().output_tokens == 3 * rounds
+    assert Conversation.objects.filter(session_id=session_id).exists() is bool(asked)
+
+
 @pytest.mark.usefixtures("chatting")
 @pytest.mark.django_db(transaction=True)
 async def test_deleted_in_the_middle_of_an_answer_the_client_hears_it_to_its_end(
@@ -356,3 +396,25 @@ async def test_a_session_is_remembered_within_the_models_budget_by_the_models_ow
     assert facts[4] == {"exchanges": 2, "left_out": 2, "tokens": 1100}
     asked = [text_of(each).rstrip("x") for each in llm.requests[-1].messages if each["role"] == "user"]
     assert [text.split()[-1] for text in asked] == ["2", "3", "4"]
+
+
+# --- the page ------------------------------------------------------------------------------------------
+
+
+def test_the_page_reads_on_in_ones_own_list_alone(bob: Any, charlie: Any) -> None:
+    at = timezone.now()
+    Conversation.objects.bulk_create(
+        Conversation(session_id=uuid.uuid4(), user=bob, title=f"Talk {number:03}", updated_at=at - timedelta(number))
+        for number in range(101)
+    )
+    cursor = conversations.page_of(bob.pk).next
+    client = Client()
+    assert client.get("/chat/", {"older": cursor}).status_code == 302
+    client.force_login(charlie)
+    assert client.get("/chat/", {"older": cursor}).status_code == 404
+    client.force_login(bob)
+    page = client.get("/chat/", {"older": cursor}).content.decode()
+    assert "Talk 100" in page
+    assert "Talk 099" not in page
+    assert client.get("/chat/", {"older": "x"}).status_code == 404
+    assert "data-cursor" in client.get("/chat/").content.decode()

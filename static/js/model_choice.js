@@ -27,6 +27,10 @@ export class ModelChoice {
 
   #chosen(name) {
     this.wanted = this.list.value = name;
+    // what the page says of the environment's model is not true of another
+    for (const one of document.querySelectorAll("[data-of-model]")) one.hidden = one.dataset.ofModel !== name;
+    const answers = document.getElementById("answers");
+    answers.textContent = this.place.hidden && !document.querySelector("[data-of-model]:not([hidden])") ? `${name} answers. ` : "";
     this.list.title = this.models.find((one) => one.name === name)?.description ?? "";
   }
 }

@@ -54,7 +54,11 @@ def test_the_chosen_model_answers_and_stays_chosen(
     catalogue(bob, "Quick", "Thorough")
     page = visit(bob, "/chat/")
     choice = page.get_by_label("Model")
+    notice = page.get_by_text("A scripted model answers here.")
+    choice.select_option("scripted")
+    expect(notice).to_be_visible()
     choice.select_option("Thorough")
+    expect(notice).to_be_hidden()
     say(page, "script:plain hello")
     expect(answered(page)).to_be_visible(timeout=LONG_MS)
     expect(page.locator(".line-foot")).to_contain_text("Thorough")
@@ -87,7 +91,7 @@ def test_a_model_that_is_gone_is_told_and_another_can_be_chosen(
     omni2.orm(withdraw)
     say(page, "script:plain hello")
     expect(page.get_by_role("alert")).to_contain_text("There is no such model", timeout=LONG_MS)
-    expect(choice.locator("option")).to_have_text(["Quick", "Thorough"])
+    expect(choice.locator("option")).to_have_text(["Quick", "Thorough", "scripted"])
     say(page, "script:plain hello")
     expect(answered(page)).to_be_visible(timeout=LONG_MS)
 
@@ -95,7 +99,7 @@ def test_a_model_that_is_gone_is_told_and_another_can_be_chosen(
 def test_stop_ends_the_turn_as_stopped(omni2: Running, visit: Visits, someone: Callable[[str], str]) -> None:
     page = visit(someone("Bob Kahn"), "/chat/")
     say(page, "script:hang_in_middle and wait")
-    expect(page.locator(".answer")).to_contain_text("Partial", timeout=LONG_MS)
+    expect(page.locator(".answer")).to_contain_text("This answer stops here", timeout=LONG_MS)
     page.get_by_role("button", name="Stop").click()
     expect(page.locator(".line-foot")).to_contain_text("You stopped it")
     turn_id = str(page.locator("[data-turn-id]").get_attribute("data-turn-id"))
@@ -110,7 +114,7 @@ def test_somebody_else_stops_it_and_says_why(
 ) -> None:
     page = visit(someone("Bob Kahn"), "/chat/")
     say(page, "script:hang_in_middle and wait")
-    expect(page.locator(".answer")).to_contain_text("Partial", timeout=LONG_MS)
+    expect(page.locator(".answer")).to_contain_text("This answer stops here", timeout=LONG_MS)
     turn_id = str(page.locator("[data-turn-id]").get_attribute("data-turn-id"))
     body = {"message": "Please call me. <b>Ada</b>", "reason": "secret"}
     assert api("ada@example.com", f"/api/v1/turns/{turn_id}/stop", body, web=1)[0] == 202
