@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from omni2.env import BASE_DIR
 from omni2.supervisor import commands
 from tests.llm_server import LlmServer
 from tests.openapi import OPENAI_PATHS, operations
@@ -119,8 +120,13 @@ def test_every_documented_command_works_and_answers_as_shown(omni2: Running, tok
     assert PASSWORD == "correct horse battery staple"
 
 
+PAGES = ("models", "tools", "conversations", "limits", "stopping")
+"""They have commands of their own, run by tests/test_<name>_doc.py and its like."""
+
+
 def test_every_address_has_a_command() -> None:
     said = "".join(text for kind, text in BLOCKS if kind == "bash")
+    said += "".join((BASE_DIR / "docs" / f"{name}.md").read_text() for name in PAGES)
     for operation in operations():
         if operation.path in OPENAI_PATHS:
             continue  # docs/openai.md: tests/test_openai_doc.py

@@ -8,7 +8,7 @@ from django.urls import get_resolver
 
 from omni2.env import BASE_DIR
 from omni2.middleware import CONTENT_SECURITY_POLICY
-from tests.openapi import ASGI_PATHS
+from tests.openapi import BELOW_DJANGO
 from tests.test_api_docs import addresses
 
 TEXT = (BASE_DIR / "docs" / "security.md").read_text()
@@ -25,7 +25,7 @@ def named() -> set[str]:
 
 def test_it_names_every_door_and_no_other() -> None:
     served = {address for address in addresses(get_resolver().url_patterns) if not address.startswith("/admin/")}
-    assert named() == served | OWN_ADMIN_DOORS | ASGI_PATHS | {SOCKET, "/admin/"}
+    assert named() == served | OWN_ADMIN_DOORS | BELOW_DJANGO | {SOCKET, "/admin/"}
 
 
 def test_it_quotes_the_content_security_policy() -> None:

@@ -154,9 +154,8 @@ def test_stop_ends_the_turn_and_keeps_what_came(omni2: Running, visit: Visits, s
     expect(page.locator(".line-foot")).to_contain_text("You stopped it")
     expect(page.locator(".answer")).to_contain_text("takes its time")
     turn_id = str(page.locator("[data-turn-id]").get_attribute("data-turn-id"))
-    # MERGE: "stopped" alone, once the server can stop a turn; until then the page leaves, as it does when that fails
     ended = eventually(lambda: outcome_of(omni2, turn_id), "the turn ended")
-    assert ended in ("stopped", "disconnected")
+    assert ended == "stopped"
     page.reload()
     expect(page.get_by_text(re.compile("^You stopped it"))).to_be_visible()
     expect(page.locator(".answer")).to_contain_text("takes its time")

@@ -2,7 +2,6 @@
 
 import json
 import re
-import threading
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.browser.conftest import NARROW, WIDE, Api, Visits
+from tests.browser.conftest import Api, Visits
 from tests.browser.test_chat import answered, conversation_of, say
 from tests.browser.test_quality import QUALITY, accessible
 from tests.browser.test_the_road import LONG_MS
@@ -206,35 +205,6 @@ def offer(page: Page, *models: Any) -> None:
     page.route("**/api/v1/models", lambda route: route.fulfill(json={"models": list(models)}))
 
 
-# MERGE: with models of the catalogue instead of these
-def test_the_model_can_be_chosen_where_there_is_more_than_one(
-    omni2: Running, visit: Visits, someone: Callable[[str], str]
-) -> None:
-    bob = someone("Bob Kahn")
-    page = visit(bob, "/account/tokens/")
-    asked: list[Any] = []
-    page.on("request", lambda one: one.url.endswith("/ask/stream") and asked.append(one.post_data_json))
-    offer(page, MODELS[0])
-    page.goto("/chat/")
-    expect(page.locator("#said")).to_be_visible()
-    expect(page.get_by_label("Model")).to_be_hidden()
-    say(page, "script:plain without")
-    expect(answered(page)).to_be_visible(timeout=LONG_MS)
-    assert "model" not in asked[0]
-    visit.forgive("status of 404")
-    offer(page, *MODELS)
-    page.goto("/chat/")
-    choice = page.get_by_label("Model")
-    expect(choice).to_have_value("Thorough")
-    look(page)
-    choice.select_option("Quick")
-    expect(choice).to_have_attribute("title", "for short questions")
-    say(page, "script:plain with")
-    expect(page.get_by_role("alert")).to_contain_text("There is no such model", timeout=LONG_MS)
-    expect(page.get_by_role("alert").get_by_role("button")).to_have_count(0)
-    assert asked[1]["model"] == "Quick"
-
-
 def test_the_model_of_the_last_answer_stays_chosen(
     omni2: Running, visit: Visits, api: Api, someone: Callable[[str], str]
 ) -> None:
@@ -272,24 +242,6 @@ DONE = (
     "done",
     {"model": "Quick", "usage": {"input_tokens": 5, "output_tokens": 5, "cost_usd": None}, "duration_ms": 5},
 )
-
-
-def test_stop_tells_the_server_which_turn(visit: Visits, someone: Callable[[str], str]) -> None:
-    """MERGE: against the real stop, which ends the stream with `stopped`; here it is said to work, and never does."""
-    page = visit(someone("Bob Kahn"), "/chat/")
-    told: list[Any] = []
-
-    def stop(route: Route) -> None:
-        told.append((route.request.url.split("/")[-2], route.request.post_data_json))
-        route.fulfill(status=202, json={"turn_id": told[0][0], "status": "stopping"})
-
-    page.route("**/api/v1/turns/*/stop", stop)
-    say(page, "script:hang_in_middle and wait")
-    expect(page.locator(".answer .tail, .answer p").first).to_be_visible(timeout=LONG_MS)
-    expect(page.locator("[data-turn-id]")).to_be_attached(timeout=LONG_MS)
-    page.get_by_role("button", name="Stop").click()
-    expect(page.locator(".line-foot")).to_contain_text("You stopped it")
-    assert told == [(page.locator("[data-turn-id]").get_attribute("data-turn-id"), {})]
 
 
 @pytest.mark.parametrize(
@@ -384,41 +336,6 @@ class Held:
         self.page.evaluate("text => goOn(text)", stream(*events))
 
 
-@pytest.mark.parametrize(("yes", "theme", "width"), [(True, "light", WIDE), (False, "dark", NARROW)])
-def test_a_tool_waits_for_its_users_yes(
-    visit: Visits, someone: Callable[[str], str], yes: bool, theme: str, width: int
-) -> None:
-    """MERGE: against a real tool that is marked so."""
-    page = visit(someone("Bob Kahn"), "/chat/", theme=theme, width=width)
-    held = Held(page)
-    decided: list[Any] = []
-
-    def decide(route: Route) -> None:
-        decided.append((route.request.url.partition("/turns/")[2], route.request.post_data_json))
-        route.fulfill(json={"call_id": APPROVAL["call_id"], "approved": yes})
-
-    page.route("**/api/v1/turns/*/approvals/*", decide)
-    say(page, "delete it")
-    card = page.get_by_role("group", name="May files.delete be used?")
-    expect(card).to_be_visible(timeout=LONG_MS)
-    expect(card.locator("dt")).to_have_text(["path", "options", "why"])
-    expect(card.locator("dd").first).to_have_text(f"/tmp/{EVIL}")
-    expect(card.locator(".count")).to_have_text(re.compile(r"[12]:\d\d left"))
-    expect(page.locator("#announcements")).to_have_text("May files.delete be used? Approve or decline it.")
-    expect(page.get_by_label("Message")).to_be_focused()
-    look(page)
-    card.get_by_role("button", name="Approve" if yes else "Decline").focus()
-    page.keyboard.press("Enter")
-    expect(card).to_contain_text("You approved it" if yes else "You declined it")
-    assert decided == [(f"{held.turn_id}/approvals/call%2F1", {"approve": yes})]
-    expect(page.get_by_label("Message")).to_be_focused()
-    result = {"tool": APPROVAL["tool"], "call_id": APPROVAL["call_id"], "duration_ms": 5}
-    held.go_on(("tool_result", {**result, "status": "ok" if yes else "error"}), ("token", {"text": "So."}), DONE)
-    expect(answered(page)).to_be_visible(timeout=LONG_MS)
-    expect(card).to_contain_text("You approved it" if yes else "You declined it")
-    look(page)
-
-
 @pytest.mark.parametrize(
     ("status", "words"),
     [(409, "It is decided already"), (404, "It does not wait any more"), (503, "That did not work. Please try again.")],
@@ -461,30 +378,3 @@ def test_a_tool_of_another_page_or_program_can_be_approved_as_well(
     place.get_by_role("button", name="Approve").click()
     expect(place).to_contain_text("You approved it")
     look(page)
-
-
-def test_loaded_again_the_card_stands_in_its_answer(
-    omni2: Running, visit: Visits, api: Api, someone: Callable[[str], str]
-) -> None:
-    """MERGE: against a real tool that is marked so. Here another program's turn runs a tool, and is said to wait."""
-    bob = someone("Bob Kahn")
-    from tests.browser import test_chat
-
-    test_chat.go_on = threading.Event()
-    with api.asking(bob, "script:parallel+held from a program"):
-        session_id = conversation_of(omni2, bob)
-        ((turn_id,),) = omni2.sql("SELECT turn_id FROM messages WHERE conversation_id = %s", session_id)
-        one = {**APPROVAL, "turn_id": str(turn_id)}
-        page = visit(bob, "/account/tokens/")
-        page.route("**/api/v1/approvals", lambda route: route.fulfill(json={"approvals": [one]}))
-
-        def running(route: Route) -> None:
-            answer = route.fetch()
-            text = re.sub(r'data-step="ok"', 'data-step="running"', answer.text())
-            route.fulfill(response=answer, body=text)
-
-        page.route("**/exchanges?turn=*", running)
-        page.goto(f"/chat/{session_id}/")
-        expect(page.locator(".exchange .approval")).to_be_visible(timeout=LONG_MS)
-        expect(page.locator("#elsewhere")).to_be_hidden()
-        test_chat.go_on.set()

@@ -13,10 +13,6 @@ from tests.browser.test_chat_conversations import look
 from tests.browser.test_the_road import LONG_MS, outcome_of
 from tests.running import Running, eventually
 
-# MERGE: these parts are built elsewhere; to be removed with the import of tests.tool_server put on top
-pytest.importorskip("chat.stops")
-pytest.importorskip("chat.tool_offer")
-
 APPROVED_TOOL = "May add of things be used?"
 
 
