@@ -14,7 +14,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from django.db import InterfaceError, OperationalError
@@ -22,6 +22,7 @@ from django.db import InterfaceError, OperationalError
 from chat import checks, doors, sse
 from chat.checks import Admission, Question, Refused
 from chat.llm import models
+from chat.standing import rate_limit_headers
 from chat.turn import ACKNOWLEDGE_S, Story, give_back, keep, open_turn
 from flows.checkpoints import next_moment_us, uuid7
 from flows.tracker import TurnTrack, tracker
@@ -113,7 +114,8 @@ async def _answer(scope: Scope, receive: Receive, send: Send, asked: Question | 
     if admission.refusal is not None:
         return await _refuse_turn(send, admission, question, request.turn_id)
     turn, usage_check = open_turn(admission, question, request.turn_id)
-    audience = StreamAudience(send, turn) if scope["path"] == STREAM_PATH else WholeAudience(send, turn)
+    kind = StreamAudience if scope["path"] == STREAM_PATH else WholeAudience
+    audience = kind(send, turn, rate_limit_headers(admission.verdict))
     return await _accompany(Story(turn, usage_check, admission, question, audience, started), receive)
 
 
@@ -235,7 +237,8 @@ async def _refuse_turn(send: Send, admission: Admission, question: Question, tur
     turn, _ = open_turn(admission, question, turn_id)
     await turn.acknowledged(ACKNOWLEDGE_S)
     body = {**refusal.body, "turn_id": turn.turn_id, "session_id": turn.session_id}
-    await _refuse(send, Refused(refusal.status, body, refusal.retry_after_s), extra=[_turn_header(turn)])
+    headers = [_turn_header(turn), *rate_limit_headers(admission.verdict)]
+    await _refuse(send, Refused(refusal.status, body, refusal.retry_after_s), extra=headers)
     return None
 
 
@@ -280,9 +283,10 @@ def _turn_header(turn: TurnTrack) -> Header:
 class StreamAudience:
     """A client that reads the answer as it is made, as server-sent events."""
 
-    def __init__(self, send: Send, turn: TurnTrack) -> None:
+    def __init__(self, send: Send, turn: TurnTrack, headers: Sequence[Header] = ()) -> None:
         self._send = send
         self._turn = turn
+        self._own_headers = [_turn_header(turn), *headers]
         self._last_sent = time.monotonic()
         self._begun = False
         self._over = False
@@ -290,7 +294,7 @@ class StreamAudience:
     async def hear(self, name: str, data: Mapping[str, Any]) -> None:
         if not self._begun:
             self._begun = True
-            headers = [*_headers(b"text/event-stream; charset=utf-8"), _turn_header(self._turn)]
+            headers = [*_headers(b"text/event-stream; charset=utf-8"), *self._own_headers]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         self._over = name in ("done", "error")
         await self._put(sse.event(name, data))
@@ -316,9 +320,10 @@ class StreamAudience:
 class WholeAudience:
     """A client that waits for the whole answer."""
 
-    def __init__(self, send: Send, turn: TurnTrack) -> None:
+    def __init__(self, send: Send, turn: TurnTrack, headers: Sequence[Header] = ()) -> None:
         self._send = send
         self._turn = turn
+        self._own_headers = [_turn_header(turn), *headers]
         self._pieces: list[str] = []
 
     async def hear(self, name: str, data: Mapping[str, Any]) -> None:
@@ -333,7 +338,7 @@ class WholeAudience:
                 await self._answer(STATUS_OF.get(code, 502), {**body, "turn_id": self._turn.turn_id})
 
     async def _answer(self, status: int, body: Mapping[str, Any]) -> None:
-        await _send_json(self._send, status, body, [_turn_header(self._turn)])
+        await _send_json(self._send, status, body, self._own_headers)
 
     def quiet_for_s(self) -> float | None:
         return None

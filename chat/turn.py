@@ -21,6 +21,7 @@ from django.db import Error as DatabaseProblem
 from chat import tools
 from chat.checks import Admission, Question, block_facts, ms_since, usage_facts
 from chat.llm import WORDS, ChatModel, Dialogue, ModelFailed, Reply, ToolCall
+from chat.standing import nearly_used
 from chat.usage import Totals, charge, withdraw
 from flows.capture import preview
 from flows.checkpoints import Checkpoint
@@ -357,7 +358,14 @@ class Story:
             },
             "duration_ms": self._ms(),
             "tracked": {"checkpoints": turn.recorded, "durable": turn.durable},
+            **self._near_limits(),
         }
+
+    def _near_limits(self) -> dict[str, Any]:
+        """Of which limits little is left, if of any: as the turn was let in, with what it used itself."""
+        verdict = self.admission.verdict
+        near = nearly_used(verdict, self.totals) if verdict is not None else []
+        return {"limits": near} if near else {}
 
     def _ms(self) -> float:
         return ms_since(self.started)

@@ -20,6 +20,8 @@ from django.core.management import call_command
 from django.db import Error, connections
 
 from chat.catalogue import FOLLOWED, catalogue
+from chat.limits import FOLLOWED as LIMITS_FOLLOWED
+from chat.limits import in_use
 from chat.slots import forget_settled
 from chat.usage import left_unsettled, settle_abandoned
 from flows import heartbeat, keeping
@@ -80,6 +82,7 @@ async def _start(loop: asyncio.AbstractEventLoop, beside: Callable[[], Coroutine
     # before the first turn, so that the sweep can judge it from its first moment
     await pulse.once()
     watchlist.follow("catalogue", FOLLOWED, lambda _: _keep(loop.create_task(_read_catalogue(), name="catalogue")))
+    watchlist.follow("limits", LIMITS_FOLLOWED, in_use.hear)
     await watchlist.start()
     await _read_catalogue()
     # so that a step of this machine's clock moves no checkpoint, and turns of several machines sort as they were

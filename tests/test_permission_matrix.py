@@ -13,6 +13,7 @@ import pytest
 from channels.testing import WebsocketCommunicator
 from django.apps import apps
 from django.contrib import admin
+from django.contrib.auth.models import Group
 from django.test import Client
 from django.urls import get_resolver
 
@@ -40,6 +41,7 @@ GET    /chat/                                                      302    200   
 POST   /chat/render                                                401    400      400       400        400
 GET    /chat/{session_id}/                                         302    404      404       404        404
 GET    /chat/{session_id}/exchanges                                401    404      404       404        404
+GET    /usage/                                                     302    200      200       200        200
 GET    /flows/                                                     302    200      200       200        200
 GET    /flows/news                                                 401    403      403       403        403
 GET    /flows/people                                               401    403      200       200        200
@@ -76,6 +78,11 @@ GET    /api/v1/turns                                               401    200   
 GET    /api/v1/turns?user_id={user_id}                             401    403      200       200        200
 GET    /api/v1/turns/export                                        401    200      200       200        200
 GET    /api/v1/turns/export?user_id={user_id}                      401    403      200       200        200
+GET    /api/v1/usage                                               401    200      200       200        200
+GET    /api/v1/usage?user_id={user_id}                             401    403      403       403        200
+GET    /api/v1/usage?user_id={self}                                401    200      200       200        200
+GET    /api/v1/usage?user_id=nobody@example.com                    401    403      403       403        404
+GET    /api/v1/usage/users                                         401    403      403       403        200
 GET    /api/v1/ledger                                              401    403      403       200        200
 POST   /api/v1/monitoring/enable                                   401    403      403       400        400
 POST   /api/v1/monitoring/disable                                  401    403      403       400        400
@@ -117,6 +124,7 @@ monitoring.monitoreduser    os     os      os    -
 monitoring.omni2config      s      s       -     -
 chat.userblock              s      s       s     s
 chat.userlimits             s      s       s     s
+chat.grouplimits            s      s       s     s
 chat.dailyusage             s      s       -     -
 chat.turnusage              s      s       -     -
 chat.conversation           s      s       -     -
@@ -281,6 +289,7 @@ def some_row(model: str, bob: User, ada: User, turn: StoredTurn) -> str:
         ),
         "chat.userblock": lambda: chat.UserBlock.objects.create(user=bob, blocked_by=ada),
         "chat.userlimits": lambda: chat.UserLimits.objects.create(user=bob),
+        "chat.grouplimits": lambda: chat.GroupLimits.objects.create(group=Group.objects.create(name="Some")),
         "chat.dailyusage": lambda: chat.DailyUsage.objects.create(user=bob, day=day),
         "chat.turnusage": lambda: chat.TurnUsage.objects.create(
             turn_id=turn.turn_id, user=bob, session_id=session, day=day, process_id=process
