@@ -118,6 +118,7 @@ def test_the_page_shows_every_area_and_asks_no_other_server() -> None:
         "flows",
         "ledger",
         "monitoring",
+        "usage",
         "turns",
         "description",
     }
