@@ -4,6 +4,7 @@ Blocks and limits are for whoever was given the right to change them; usage is o
 Conversations are open to superusers alone, and each look at one is in the access log.
 """
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 from django import forms
@@ -16,8 +17,10 @@ from unfold.admin import ModelAdmin
 from unfold.paginator import InfinitePaginator
 
 from chat import admin_models, admin_tools  # noqa: F401 - they register their pages
-from chat.models import Conversation, DailyUsage, Message, TurnUsage, UserBlock, UserLimits
-from monitoring.config import usage_limits
+from chat.allowances import allowances_of
+from chat.limits import LIMITS
+from chat.models import Conversation, DailyUsage, GroupLimits, Limits, Message, TurnUsage, UserBlock, UserLimits
+from monitoring.config import RULES, usage_limits
 from omni2.accounts.access import record_access
 from omni2.accounts.models import User
 
@@ -49,52 +52,127 @@ class UserBlockAdmin(ModelAdmin):  # type: ignore[misc]
         super().save_model(request, obj, form, change)
 
 
+class LimitsAdmin(ModelAdmin):  # type: ignore[misc]
+    """Numbers by the time they are about, and beside them what is in force. A change counts at once."""
+
+    whose = "user"
+    list_per_page = 50
+    fieldsets: Any = (
+        ("A minute", {"fields": (("requests_per_minute", "tokens_per_minute"),)}),
+        ("A day", {"fields": (("requests_per_day", "tokens_per_day", "cost_usd_per_day"),)}),
+        ("A month", {"fields": (("requests_per_month", "tokens_per_month", "cost_usd_per_month"),)}),
+        ("At once", {"fields": ("turns_at_once",)}),
+        (
+            "Unlimited",
+            {
+                "fields": (("requests_unlimited", "tokens_unlimited", "cost_unlimited", "turns_unlimited"),),
+                "description": "Lifts what would count where a number above is empty; a number still counts.",
+            },
+        ),
+    )
+
+    def get_fieldsets(self, request: HttpRequest, obj: Model | None = None) -> Any:
+        whose = (None, {"fields": (self.whose,)})
+        return (whose, *self.fieldsets, ("In force", {"fields": ("in_force",)}))
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
+        return (self.whose, "in_force") if obj else ("in_force",)
+
+    @admin.display(description="requests")
+    def requests(self, row: Limits) -> str:
+        return _numbers(row, "requests_unlimited")
+
+    @admin.display(description="tokens")
+    def tokens(self, row: Limits) -> str:
+        return _numbers(row, "tokens_unlimited")
+
+    @admin.display(description="US dollars")
+    def cost(self, row: Limits) -> str:
+        return _numbers(row, "cost_unlimited")
+
+    @admin.display(description="turns at once")
+    def turns(self, row: Limits) -> str:
+        return _numbers(row, "turns_unlimited")
+
+
+def _numbers(row: Limits, unlimited: str) -> str:
+    """What a row says of one kind of limit, and otherwise the default: `5 a minute, 500 a day (default)`."""
+    said = []
+    for name in row.KINDS[unlimited]:
+        own, default = getattr(row, name), getattr(usage_limits(), name)
+        when = "" if name == "turns_at_once" else f" a {name.rpartition('_')[2]}"
+        if own is not None:
+            said.append(f"{own:,.10g}{when}")
+        elif not getattr(row, unlimited) and default is not None:
+            said.append(f"{default:,.10g}{when} (default)")
+    if getattr(row, unlimited):
+        said.append("otherwise unlimited" if said else "unlimited")
+    return ", ".join(said) or "unlimited (default)"
+
+
 @admin.register(UserLimits)
-class UserLimitsAdmin(ModelAdmin):  # type: ignore[misc]
-    """Limits of a user's own, beside what is in force for everybody else."""
+class UserLimitsAdmin(LimitsAdmin):
+    """Limits of a user's own, beside what is in force for him."""
 
     class Media:
         js = ("js/admin_names.js",)
 
     list_display = ("user", "requests", "tokens", "cost", "turns")
+    list_display_links = ("user",)
     list_select_related = ("user",)
-    list_per_page = 50
     search_fields = ("user__email", "user__name")
     autocomplete_fields = ("user",)
-    fieldsets = (
-        (None, {"fields": ("user",)}),
-        ("A day", {"fields": UserLimits.PAIRS[:3], "description": "An empty number is the default of everybody."}),
-        ("At once", {"fields": UserLimits.PAIRS[3:]}),
-    )
 
-    def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
-        return ("user",) if obj else ()
-
-    @admin.display(description="requests a day")
-    def requests(self, row: UserLimits) -> str:
-        return _limit(row, "requests_per_day", "requests_unlimited")
-
-    @admin.display(description="tokens a day")
-    def tokens(self, row: UserLimits) -> str:
-        return _limit(row, "tokens_per_day", "tokens_unlimited")
-
-    @admin.display(description="US dollars a day")
-    def cost(self, row: UserLimits) -> str:
-        return _limit(row, "cost_usd_per_day", "cost_unlimited")
-
-    @admin.display(description="turns at once")
-    def turns(self, row: UserLimits) -> str:
-        return _limit(row, "turns_at_once", "turns_unlimited")
+    @admin.display(description="what counts for this user")
+    def in_force(self, row: UserLimits) -> str:
+        if row.pk is None:
+            return "Shown when these limits are saved."
+        return _list_of(
+            (LABELS[each.name], _amount(each.limit.limit), each.source, f"{each.limit.used:,.10g} used")
+            for each in allowances_of(row.user)
+        )
 
 
-def _limit(row: UserLimits, number: str, unlimited: str) -> str:
-    if getattr(row, unlimited):
-        return "unlimited"
-    own = getattr(row, number)
-    if own is not None:
-        return f"{own:,.10g}"
-    default = getattr(usage_limits(), number)
-    return "unlimited (default)" if default is None else f"{default:,.10g} (default)"
+@admin.register(GroupLimits)
+class GroupLimitsAdmin(LimitsAdmin):
+    """Limits of a group's users. Of several groups the most generous number counts."""
+
+    class Media:
+        js = ("js/admin_names.js",)
+
+    whose = "group"
+    list_display = ("group", "requests", "tokens", "cost", "turns")
+    list_display_links = ("group",)
+    list_select_related = ("group",)
+    search_fields = ("group__name",)
+
+    @admin.display(description="what counts for a user of this group alone")
+    def in_force(self, row: GroupLimits) -> str:
+        if row.pk is None:
+            return "Shown when these limits are saved."
+        return _list_of(
+            (LABELS[name], _amount(default if number is None and not lifted else number), source, "")
+            for name, kind in LIMITS.items()
+            for number, lifted, default in [(getattr(row, name), getattr(row, kind.unlimited), _default(name))]
+            for source in ["group" if number is not None or lifted else "default"]
+        )
+
+
+LABELS = {rule.name: rule.label for rule in RULES["usage_limits"]}
+
+
+def _default(name: str) -> Any:
+    return getattr(usage_limits(), name)
+
+
+def _amount(limit: float | None) -> str:
+    return "no limit" if limit is None else f"{limit:,.10g}"
+
+
+def _list_of(lines: Iterable[tuple[str, str, str, str]]) -> SafeString:
+    line = '<li><strong>{}:</strong> {} <span class="text-subtle">({}{})</span></li>'
+    shown = ((name, number, source, f"; {more}" if more else "") for name, number, source, more in lines)
+    return format_html("<ul>{}</ul>", format_html_join("", line, shown))
 
 
 class OnlyRead(ModelAdmin):  # type: ignore[misc]

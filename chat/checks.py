@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -21,7 +20,9 @@ from chat.brought import Brought
 from chat.catalogue import catalogue
 from chat.demonstration import DOMAIN, is_demonstration
 from chat.history import NOTHING, Earlier, Memory, memory
+from chat.limits import Limit
 from chat.llm import WORDS, ChatModel, Models, ModelUnavailable
+from chat.standing import after, iso
 from chat.stops import BLOCKED_WORDS
 from chat.wanted import wanted_model
 from omni2.accounts.authenticate import (
@@ -39,6 +40,11 @@ DEMONSTRATION_USERS = "%@" + DOMAIN
 BODY_BYTES = 1024 * 1024
 NO_SUCH_MODEL = "There is no such model, or you may not use it."
 LIMIT_WORDS = {
+    "requests_per_minute": "You have asked as often as you may in one minute.",
+    "tokens_per_minute": "You have used all your tokens of this minute.",
+    "requests_per_month": "You have used all your requests of this month.",
+    "tokens_per_month": "You have used all your tokens of this month.",
+    "cost_usd_per_month": "You have used all your money of this month.",
     "requests_per_day": "You have used all your requests of today.",
     "tokens_per_day": "You have used all your tokens of today.",
     "cost_usd_per_day": "You have used all your money of today.",
@@ -348,21 +354,16 @@ def _refusal_of(verdict: usage.Verdict) -> Refused | None:
         return None
     reached = verdict.limits[verdict.word]
     numbers = {"limit_name": verdict.word, "used": reached.used, "limit": reached.limit}
-    if verdict.word == "turns_at_once":
+    if reached.resets_at is None:
         return Refused.because(429, "too_many_turns", LIMIT_WORDS[verdict.word], retry_after_s=1, **numbers)
     return Refused.because(
         429,
         "usage_limit",
         LIMIT_WORDS[verdict.word],
-        retry_after_s=verdict.seconds_to_reset,
-        resets_at=iso(verdict.resets_at),
+        retry_after_s=reached.seconds_to_reset,
+        resets_at=iso(reached.resets_at),
         **numbers,
     )
-
-
-def iso(moment: datetime) -> str:
-    """ISO 8601 in UTC with microseconds and Z."""
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 # --- what the checks write down ------------------------------------------------------------------
@@ -382,19 +383,34 @@ def usage_facts(verdict: usage.Verdict) -> dict[str, Any]:
     if verdict.word == "no_such_model":
         return {"status": "failed", "code": "model_not_found", "reason": NO_SUCH_MODEL}
     failed = verdict.word in LIMIT_WORDS
-    # the numbers were read before this request was added to them
-    own = int(verdict.admitted)
-    limits = {
-        name: {"used": used + own if name in ("requests_per_day", "turns_at_once") else used, "limit": limit}
-        for name, (used, limit) in verdict.limits.items()
-        if limit is not None
-    }
-    name = verdict.word if failed else "requests_per_day"
-    shown = limits.get(name, {"used": verdict.limits[name].used + own, "limit": None})
+    standing = after(verdict)
+    name = verdict.word if failed else _said_first(standing)
     facts: dict[str, Any] = {"status": "failed" if failed else "passed"}
     if failed:
         facts |= {"code": "too_many_turns" if name == "turns_at_once" else "usage_limit", "reason": LIMIT_WORDS[name]}
-    return {**facts, "limit_name": name, **shown, "resets_at": iso(verdict.resets_at), "limits": limits}
+    shown = standing[name]
+    limits = {each: _numbers(limit) for each, limit in standing.items() if limit.limit is not None}
+    resets = shown.resets_at or standing["requests_per_day"].resets_at
+    assert resets is not None
+    return {
+        **facts,
+        "limit_name": name,
+        "used": shown.used,
+        "limit": shown.limit,
+        "resets_at": iso(resets),
+        "limits": limits,
+    }
+
+
+def _said_first(standing: Mapping[str, Limit]) -> str:
+    """Of which limit a check that was passed speaks: the requests of the day, if they have one."""
+    names = ("requests_per_day", "requests_per_month", "requests_per_minute")
+    return next((name for name in names if name in standing and standing[name].limit is not None), names[0])
+
+
+def _numbers(limit: Limit) -> dict[str, Any]:
+    numbers = {"used": limit.used, "limit": limit.limit}
+    return numbers if limit.resets_at is None else {**numbers, "resets_at": iso(limit.resets_at)}
 
 
 class RefusalFlood:

@@ -26,6 +26,7 @@ from chat import checks, doors, sse
 from chat.checks import Admission, Question, Refused
 from chat.client_side import client_side
 from chat.llm import models
+from chat.standing import rate_limit_headers
 from chat.turn import ACKNOWLEDGE_S, Audience, Story, give_back, keep, open_turn
 from flows.checkpoints import next_moment_us, uuid7
 from flows.tracker import TurnTrack, tracker
@@ -312,8 +313,10 @@ def answer_headers(content_type: bytes) -> list[Header]:
 
 
 def turn_headers(turn: TurnTrack, admission: Admission) -> list[Header]:
-    """What every answer of a turn has, a refusal too: by these its client finds it again."""
-    return [(b"x-omni2-turn-id", turn.turn_id.encode()), (b"x-omni2-session-id", turn.session_id.encode())]
+    """What every answer of a turn has, a refusal too: by these its client finds it again, and knows what is left of
+    its user's limits."""
+    ids = [(b"x-omni2-turn-id", turn.turn_id.encode()), (b"x-omni2-session-id", turn.session_id.encode())]
+    return [*ids, *rate_limit_headers(admission.verdict)]
 
 
 # --- answers -------------------------------------------------------------------------------------

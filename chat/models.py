@@ -12,6 +12,7 @@ from django.db import models, transaction
 from django.db.models.functions import Now
 
 from chat.stops import call_out
+from monitoring.control import announce
 
 TITLE_CHARACTERS = 120
 
@@ -100,26 +101,86 @@ class UserBlock(models.Model):
         transaction.on_commit(call_out, robust=True)
 
 
-class UserLimits(models.Model):
-    """Limits of one user's own. An empty number means the default of the config row
-    `usage_limits`; to lift a limit altogether, tick its box."""
+class Limits(models.Model):
+    """Numbers of what may be used. An empty one says nothing, and what is less special counts: of a user his
+    groups', then the default of the config row `usage_limits`. “Unlimited” lifts what those say; a number
+    beside it still counts.
 
-    user = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="chat_limits")
+    Saving or deleting one tells every process.
+    """
+
+    requests_per_minute = models.PositiveIntegerField(null=True, blank=True)
     requests_per_day = models.PositiveIntegerField(null=True, blank=True)
+    requests_per_month = models.PositiveIntegerField(null=True, blank=True)
     requests_unlimited = models.BooleanField(default=False)
+    tokens_per_minute = models.PositiveBigIntegerField(null=True, blank=True)
     tokens_per_day = models.PositiveBigIntegerField(null=True, blank=True)
+    tokens_per_month = models.PositiveBigIntegerField(null=True, blank=True)
     tokens_unlimited = models.BooleanField(default=False)
     cost_usd_per_day = models.DecimalField(max_digits=14, decimal_places=4, null=True, blank=True)
+    cost_usd_per_month = models.DecimalField(max_digits=14, decimal_places=4, null=True, blank=True)
     cost_unlimited = models.BooleanField(default=False)
     turns_at_once = models.PositiveIntegerField(null=True, blank=True)
     turns_unlimited = models.BooleanField(default=False)
 
-    PAIRS: ClassVar[tuple[tuple[str, str], ...]] = (
-        ("requests_per_day", "requests_unlimited"),
-        ("tokens_per_day", "tokens_unlimited"),
-        ("cost_usd_per_day", "cost_unlimited"),
-        ("turns_at_once", "turns_unlimited"),
-    )
+    KINDS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "requests_unlimited": ("requests_per_minute", "requests_per_day", "requests_per_month"),
+        "tokens_unlimited": ("tokens_per_minute", "tokens_per_day", "tokens_per_month"),
+        "cost_unlimited": ("cost_usd_per_day", "cost_usd_per_month"),
+        "turns_unlimited": ("turns_at_once",),
+    }
+    """which numbers each “unlimited” is about"""
+
+    class Meta:
+        abstract = True
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        super().save(*args, **kwargs)
+        transaction.on_commit(_announce, robust=True)
+
+    def delete(self, *args: Any, **kwargs: Any) -> tuple[int, dict[str, int]]:
+        gone = super().delete(*args, **kwargs)
+        transaction.on_commit(_announce, robust=True)
+        return gone
+
+    def clean(self) -> None:
+        """“Unlimited” with all its numbers filled in would say nothing; and nothing may be below zero."""
+        problems: dict[str, Any] = {}
+        for unlimited, numbers in self.KINDS.items():
+            if getattr(self, unlimited) and all(getattr(self, number) is not None for number in numbers):
+                problems[unlimited] = "Untick this, or leave a number empty: the numbers leave nothing to lift."
+        for number in self.KINDS["cost_unlimited"]:
+            if (getattr(self, number) or 0) < 0:
+                problems[number] = "Must not be below zero."
+        if problems:
+            raise ValidationError(problems)
+
+
+def _announce() -> None:
+    announce("usage limits")
+
+
+def _sets_any(*numbers: str) -> models.Q:
+    """One of these numbers is set."""
+    found = models.Q()
+    for number in numbers:
+        found |= models.Q(**{f"{number}__isnull": False})
+    return found
+
+
+BEYOND_THE_DAY = (
+    "requests_per_minute",
+    "tokens_per_minute",
+    "requests_per_month",
+    "tokens_per_month",
+    "cost_usd_per_month",
+)
+
+
+class UserLimits(Limits):
+    """Limits of one user's own: they go before those of his groups and the default."""
+
+    user = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="chat_limits")
 
     class Meta:
         db_table = "user_limits"
@@ -130,21 +191,39 @@ class UserLimits(models.Model):
             models.CheckConstraint(
                 condition=models.Q(cost_usd_per_day__isnull=True) | models.Q(cost_usd_per_day__gte=0),
                 name="cost_limit_not_negative",
-            )
+            ),
+            models.CheckConstraint(
+                condition=models.Q(cost_usd_per_month__isnull=True) | models.Q(cost_usd_per_month__gte=0),
+                name="month_cost_not_negative",
+            ),
         ]
+        # each process asks twice a second which of these are used at all
+        indexes = [models.Index("user", name="idx_user_limits_beyond_day", condition=_sets_any(*BEYOND_THE_DAY))]
 
     def __str__(self) -> str:
         return f"limits of {self.user}"
 
-    def clean(self) -> None:
-        """A number and "unlimited" exclude each other."""
-        problems: dict[str, Any] = {
-            number: "Leave this empty, or untick “unlimited”."
-            for number, unlimited in self.PAIRS
-            if getattr(self, unlimited) and getattr(self, number) is not None
-        }
-        if problems:
-            raise ValidationError(problems)
+
+class GroupLimits(Limits):
+    """Limits of a group's users. Of several groups the most generous number counts."""
+
+    group = models.OneToOneField("auth.Group", on_delete=models.CASCADE, related_name="chat_limits")
+
+    class Meta:
+        db_table = "group_limits"
+        verbose_name = "limits of a group"
+        verbose_name_plural = "limits of groups"
+        ordering: ClassVar[list[str]] = ["group__name"]
+        constraints = [
+            models.CheckConstraint(
+                condition=(models.Q(cost_usd_per_day__isnull=True) | models.Q(cost_usd_per_day__gte=0))
+                & (models.Q(cost_usd_per_month__isnull=True) | models.Q(cost_usd_per_month__gte=0)),
+                name="group_cost_not_negative",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"limits of {self.group}"
 
 
 class DailyUsage(models.Model):
@@ -196,6 +275,13 @@ class TurnUsage(models.Model):
         indexes = [
             models.Index("user", name="idx_turn_usage_running", condition=models.Q(ended_at__isnull=True)),
             models.Index("user", models.F("started_at").desc(), name="idx_turn_usage_user"),
+            # which tokens belong to the last minute is known when a turn has ended
+            models.Index(
+                "user",
+                models.F("ended_at").desc(),
+                name="idx_turn_usage_ended",
+                condition=models.Q(ended_at__isnull=False),
+            ),
         ]
 
     def __str__(self) -> str:

@@ -27,6 +27,7 @@ from chat.catalogue import catalogue
 from chat.checks import Admission, Question, block_facts, ms_since, usage_facts
 from chat.llm import WORDS, ChatModel, Dialogue, ModelFailed, Reply, ToolCall, models
 from chat.running import Stop, running
+from chat.standing import nearly_used
 from chat.stops import facts_of
 from chat.tool_offer import Offer, make_offer
 from chat.tool_rows import still_allowed
@@ -539,7 +540,14 @@ class Story:
             },
             "duration_ms": self._ms(),
             "tracked": {"checkpoints": turn.recorded, "durable": turn.durable},
+            **self._near_limits(),
         }
+
+    def _near_limits(self) -> dict[str, Any]:
+        """Of which limits little is left, if of any: as the turn was let in, with what it used itself."""
+        verdict = self.admission.verdict
+        near = nearly_used(verdict, self.totals) if verdict is not None else []
+        return {"limits": near} if near else {}
 
     def _ms(self) -> float:
         return ms_since(self.started)

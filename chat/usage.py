@@ -8,16 +8,18 @@ is synchronous and short; async code comes through `omni2.database.in_database`.
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from django.conf import settings
 from django.db import connection
 from django.db.backends.utils import CursorWrapper
 
+from chat import limits
 from chat.history import EARLIER, Earlier
+from chat.limits import EVERYTHING, LIMITS, Asked, Limit
 from chat.models import TITLE_CHARACTERS
 from monitoring.config import usage_limits
 from omni2.accounts.authenticate import Identity
@@ -27,35 +29,17 @@ from omni2.accounts.credentials import IDENTITY, NOTED, Credential
 # process that died or lost PostgreSQL at the end, and does not count as running any more.
 SLOT_LIFETIME_S = 1800
 
-Word = Literal[
-    "admitted",
-    "not_his_session",
-    "blocked",
-    "no_such_model",
-    "requests_per_day",
-    "tokens_per_day",
-    "cost_usd_per_day",
-    "turns_at_once",
-    "not_now",
-]
-LIMIT_NAMES = ("requests_per_day", "tokens_per_day", "cost_usd_per_day", "turns_at_once")
-
-
-class Limit(NamedTuple):
-    """How much of one limit is used; no limit is None."""
-
-    used: float
-    limit: float | None
+Word = str
+"""admitted, not_his_session, blocked, no_such_model, not_now, or the name of the limit that is reached"""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the admitting statement said, and the numbers it said it by."""
+    """What the admitting statement said, and the numbers it said it by: those before this request."""
 
     word: Word
     limits: Mapping[str, Limit]
-    resets_at: datetime
-    seconds_to_reset: int
+    """by name; of those that nobody has set, only what costs nothing to know"""
     block_message: str = ""
     block_reason: str = ""
 
@@ -143,43 +127,6 @@ class Totals:
     """the input tokens of the first round; None: there was none yet"""
 
 
-# What is asked of every statement here of a `person`: the day by PostgreSQL's clock in the configured zone,
-# the user's limits (his own, else the default; NULL is none), and what he used of them.
-_FACTS = """
-clock AS (
-    SELECT today.day, (today.day + 1)::timestamp AT TIME ZONE %(zone)s AS resets_at
-    FROM (SELECT (now() AT TIME ZONE %(zone)s)::date AS day) AS today
-),
-allowed AS (
-    SELECT
-        CASE WHEN own.requests_unlimited THEN NULL
-             ELSE COALESCE(own.requests_per_day, %(requests_per_day)s) END::bigint AS requests_per_day,
-        CASE WHEN own.tokens_unlimited THEN NULL
-             ELSE COALESCE(own.tokens_per_day, %(tokens_per_day)s) END::bigint AS tokens_per_day,
-        CASE WHEN own.cost_unlimited THEN NULL
-             ELSE COALESCE(own.cost_usd_per_day, %(cost_usd_per_day)s) END::numeric AS cost_usd_per_day,
-        CASE WHEN own.turns_unlimited THEN NULL
-             ELSE COALESCE(own.turns_at_once, %(turns_at_once)s) END::bigint AS turns_at_once
-    FROM person LEFT JOIN user_limits AS own ON own.user_id = person.id
-),
-used AS (
-    SELECT
-        COALESCE(today.requests, 0) AS requests_per_day,
-        COALESCE(today.input_tokens + today.output_tokens, 0) AS tokens_per_day,
-        COALESCE(today.cost_usd, 0) AS cost_usd_per_day,
-        (SELECT count(*) FROM turn_usage
-         WHERE user_id = person.id AND ended_at IS NULL
-           AND started_at > now() - make_interval(secs => %(slot_lifetime_s)s)) AS turns_at_once
-    FROM person CROSS JOIN clock LEFT JOIN daily_usage AS today ON today.user_id = person.id AND today.day = clock.day
-)"""
-
-_NUMBERS = """
-    used.requests_per_day, allowed.requests_per_day,
-    used.tokens_per_day, allowed.tokens_per_day,
-    used.cost_usd_per_day, allowed.cost_usd_per_day,
-    used.turns_at_once, allowed.turns_at_once,
-    clock.resets_at, ceil(extract(epoch FROM clock.resets_at - now()))::int"""
-
 # Two statements in one trip, and so in one transaction. The locks come first and by themselves: the
 # second statement then sees what the user's other requests have committed while it waited. Always
 # the user's before the session's, so that two requests cannot wait for each other.
@@ -202,10 +149,7 @@ verdict AS (
         WHEN session.is_foreign THEN 'not_his_session'
         WHEN EXISTS (SELECT FROM block) THEN 'blocked'
         {no_such_model}
-        WHEN used.requests_per_day >= allowed.requests_per_day THEN 'requests_per_day'
-        WHEN used.tokens_per_day >= allowed.tokens_per_day THEN 'tokens_per_day'
-        WHEN used.cost_usd_per_day >= allowed.cost_usd_per_day THEN 'cost_usd_per_day'
-        WHEN used.turns_at_once >= allowed.turns_at_once THEN 'turns_at_once'
+        {judged}
         WHEN NOT %(reserve)s OR person.email LIKE %(but_not)s THEN 'not_now'
         ELSE 'admitted'
     END AS word
@@ -312,12 +256,13 @@ def admit(
     like `but_not`: judge only, and answer `not_now` where it would have been let in.
     `model`: the name of one of the catalogue, "" for whichever answers him; None leaves the catalogue out.
     """
+    wanted = limits.asked(usage_limits(), limits.in_use.asked)
     with connection.cursor() as cursor:
         # Works because Django binds parameters on the client, so several statements make one query.
         cursor.execute(
-            _admitting(credential.person, model is not None),
+            _admitting(credential.person, model is not None, wanted),
             {
-                **_about_everybody(),
+                **about_everybody(),
                 **credential.parameters,
                 "session": session_id,
                 "continued": continued,
@@ -339,8 +284,7 @@ def admit(
     identity = credential.identity(who)
     if identity.problem is not None:
         return Admitted(identity, None, is_foreign)
-    limits, resets_at, seconds = _read_numbers(numbers)
-    verdict = Verdict(word, limits, resets_at, seconds, block_message or "", block_reason or "")
+    verdict = Verdict(word, limits.read(wanted, numbers), block_message or "", block_reason or "")
     return Admitted(identity, verdict, is_foreign, Earlier.of(earlier), _choice(chosen))
 
 
@@ -353,7 +297,7 @@ def _choice(chosen: Any) -> Choice | None:
 
 
 @cache
-def _admitting(person: str, chooses: bool) -> str:
+def _admitting(person: str, chooses: bool, wanted: Asked) -> str:
     # where there is nothing to choose from, the choice costs nothing either
     choosing = {
         "choice": _CHOICE.format() if chooses else "",
@@ -363,30 +307,25 @@ def _admitting(person: str, chooses: bool) -> str:
         "chosen": _CHOSEN if chooses else "NULL",
     }
     return _ADMIT.format(
-        person=person, noted=NOTED, facts=_FACTS, identity=IDENTITY, earlier=EARLIER, numbers=_NUMBERS, **choosing
+        person=person,
+        noted=NOTED,
+        facts=limits.facts(wanted),
+        judged=limits.judged(wanted),
+        identity=IDENTITY,
+        earlier=EARLIER,
+        numbers=limits.numbers(wanted),
+        **choosing,
     )
 
 
-def _about_everybody() -> dict[str, Any]:
+def about_everybody() -> dict[str, Any]:
+    """The parameters of chat.limits: what is in force for all."""
     defaults = usage_limits()
     return {
         "zone": settings.USAGE_TZ,
         "slot_lifetime_s": SLOT_LIFETIME_S,
-        **{name: getattr(defaults, name) for name in LIMIT_NAMES},
+        **{name: getattr(defaults, name) for name in LIMITS},
     }
-
-
-def _read_numbers(numbers: list[Any]) -> tuple[dict[str, Limit], datetime, int]:
-    *pairs, resets_at, seconds = numbers
-    limits = {
-        name: Limit(_number(used), None if limit is None else _number(limit))
-        for name, used, limit in zip(LIMIT_NAMES, pairs[::2], pairs[1::2], strict=True)
-    }
-    return limits, resets_at.astimezone(UTC), max(1, seconds)
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, Decimal) else int(value)
 
 
 def charge(turn_id: str, totals: Totals, *, ended: bool = False, answer: str = "") -> None:
@@ -470,16 +409,12 @@ def _money(value: Any) -> Decimal:
     return amount if amount.is_finite() and amount > 0 else Decimal(0)
 
 
-def usage_today(user_pk: int) -> Verdict:
-    """What a user used today of what he may, without asking for anything. One query.
-
-    `limits` by name, and when the day ends; the verdict's word is `not_now`.
-    """
+def usage_of(user_pk: int) -> dict[str, Limit]:
+    """What a user may use, and has used of it, by the limits' names: all of them. One query, nothing is written."""
     with connection.cursor() as cursor:
         cursor.execute(
-            f"WITH person AS (SELECT %(user)s::bigint AS id), {_FACTS}"  # noqa: S608
-            f" SELECT {_NUMBERS} FROM used CROSS JOIN allowed CROSS JOIN clock",
-            {**_about_everybody(), "user": user_pk},
+            f"WITH person AS (SELECT %(user)s::bigint AS id), {limits.facts(EVERYTHING)}"  # noqa: S608 - constants
+            f" SELECT {limits.numbers(EVERYTHING)} FROM used CROSS JOIN allowed CROSS JOIN clock",
+            {**about_everybody(), "user": user_pk},
         )
-        limits, resets_at, seconds = _read_numbers(list(cursor.fetchone()))
-    return Verdict("not_now", limits, resets_at, seconds)
+        return limits.read(EVERYTHING, cursor.fetchone())

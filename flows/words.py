@@ -68,7 +68,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "expired": "the token has expired",
         "revoked": "the token was revoked",
         "user_blocked": "blocked",
-        "usage_limit": "over the daily limit",
+        "usage_limit": "over the limit",
         "too_many_turns": "too many turns at once",
         "too_many_refusals": "too many refused questions",
         "llm_failed": "the model failed",
@@ -170,7 +170,9 @@ def _usage_check(start: Row, end: Row | None, state: str) -> Words:
     numbers = f"{amount(used)} of {amount(limit)}" if is_number(limit) else amount(used)
     said = " ".join(part for part in (numbers, unit, when) if part)
     resets = data.get("resets_at")
-    return "", f"{said}, free again {_hour(resets)}" if state == "refused" and when and _is_text(resets) else said
+    if state != "refused" or not when or not _is_text(resets):
+        return "", said
+    return "", f"{said}, free again {_hour(resets, dated=when == 'this month')}"
 
 
 def _tools_offered(start: Row, end: Row | None, state: str) -> Words:
@@ -383,10 +385,11 @@ def _many(value: Any) -> int | None:
     return int(value) if is_number(value) else None
 
 
-def _hour(iso: str) -> str:
-    """14:02 UTC; the text itself when it is no time."""
+def _hour(iso: str, *, dated: bool = False) -> str:
+    """14:02 UTC, or 1 Dec 14:02 UTC; the text itself when it is no time."""
     try:
-        return f"{datetime.fromisoformat(iso).astimezone(UTC):%H:%M} UTC"
+        at = datetime.fromisoformat(iso).astimezone(UTC)
+        return f"{at.day} {at:%b %H:%M} UTC" if dated else f"{at:%H:%M} UTC"
     except (ValueError, OverflowError):
         return short(iso, 40)
 
@@ -447,6 +450,11 @@ def money(usd: Any) -> str:
 
 _LIMITS: Mapping[str, tuple[Callable[[Any], str], str, str]] = MappingProxyType(
     {
+        "requests_per_minute": (count, "requests", "this minute"),
+        "tokens_per_minute": (count, "tokens", "this minute"),
+        "requests_per_month": (count, "requests", "this month"),
+        "tokens_per_month": (count, "tokens", "this month"),
+        "cost_usd_per_month": (money, "", "this month"),
         "requests_per_day": (count, "requests", "today"),
         "tokens_per_day": (count, "tokens", "today"),
         "cost_usd_per_day": (money, "", "today"),

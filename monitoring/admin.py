@@ -270,7 +270,7 @@ class ConfigForm(forms.ModelForm):  # type: ignore[type-arg]
             if name not in self.errors:
                 self.add_error(name or None, text)
         # with a problem nothing is saved; the model, which is asked next, would say it a second time
-        self.instance.config_value = config.default_value(key) if problems else value
+        self.instance.config_value = config.default_value(key) if problems else config.without_empty_options(key, value)
         return cleaned
 
 

@@ -20,12 +20,17 @@ class FlowMonitoring:
 
 @dataclass(frozen=True, slots=True)
 class UsageLimits:
-    """What one user may use in a day, and at once; None is no limit. Cost in US dollars."""
+    """What one user may use in a minute, a day, a month, and at once; None is no limit. Cost in US dollars."""
 
     requests_per_day: int | None = 500
     tokens_per_day: int | None = 500_000
     cost_usd_per_day: float | None = None
     turns_at_once: int | None = 8
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    requests_per_month: int | None = None
+    tokens_per_month: int | None = None
+    cost_usd_per_month: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,8 @@ class Rule:
     high: float
     whole: bool = False
     nullable: bool = False
+    optional: bool = False
+    """may be missing, which says the same as null"""
 
     def problem(self, value: object) -> str | None:
         """Why the value cannot be used, in words for the person who typed it."""
@@ -78,6 +85,11 @@ RULES: Mapping[str, tuple[Rule, ...]] = MappingProxyType(
             Rule("tokens_per_day", "Tokens a day", 0, 10**12, whole=True, nullable=True),
             Rule("cost_usd_per_day", "US dollars a day", 0, 10**9, nullable=True),
             Rule("turns_at_once", "Turns at once", 1, 10**6, whole=True, nullable=True),
+            Rule("requests_per_minute", "Requests a minute", 0, 10**9, whole=True, nullable=True, optional=True),
+            Rule("tokens_per_minute", "Tokens a minute", 0, 10**12, whole=True, nullable=True, optional=True),
+            Rule("requests_per_month", "Requests a month", 0, 10**9, whole=True, nullable=True, optional=True),
+            Rule("tokens_per_month", "Tokens a month", 0, 10**12, whole=True, nullable=True, optional=True),
+            Rule("cost_usd_per_month", "US dollars a month", 0, 10**9, nullable=True, optional=True),
         ),
         "retention": (Rule("days", "Days that turns are kept (0: for ever)", 0, 36_500, whole=True),),
     }
@@ -88,7 +100,8 @@ DEFAULTS: Mapping[str, FlowMonitoring | UsageLimits | Retention] = MappingProxyT
 DESCRIPTIONS: Mapping[str, str] = MappingProxyType(
     {
         "flow_monitoring": "How long a user is monitored, in hours.",
-        "usage_limits": "What each user may use in a day and at once, unless a user has limits of his own.",
+        "usage_limits": "What each user may use in a minute, a day, a month and at once, unless he or a group of his "
+        "has limits of its own.",
         "retention": "How many days turns are kept after they ended; older ones are deleted for good.",
     }
 )
@@ -111,7 +124,8 @@ def problems_of(key: str, value: object) -> dict[str, str]:
     rules = {rule.name: rule for rule in RULES[key]}
     problems = {str(name): "No such setting." for name in value.keys() - rules.keys()}
     for name, rule in rules.items():
-        problem = rule.problem(value[name]) if name in value else "Missing."
+        missing = None if rule.optional else "Missing."
+        problem = rule.problem(value[name]) if name in value else missing
         if problem is not None:
             problems[name] = problem
     if key == "flow_monitoring" and not problems and value["default_ttl_hours"] > value["max_ttl_hours"]:
@@ -132,7 +146,13 @@ def read(shape: type[Shape], key: str, value: object) -> Shape:
 
 def default_value(key: str) -> dict[str, Any]:
     """What a new database starts with."""
-    return asdict(DEFAULTS[key])
+    return without_empty_options(key, asdict(DEFAULTS[key]))
+
+
+def without_empty_options(key: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    """The value without what says nothing: optional names that are null."""
+    optional = {rule.name for rule in RULES[key] if rule.optional}
+    return {name: each for name, each in value.items() if not (each is None and name in optional)}
 
 
 class Current:
@@ -176,7 +196,7 @@ def flow_monitoring() -> FlowMonitoring:
 
 
 def usage_limits() -> UsageLimits:
-    """The usage limits in force for users without limits of their own: no I/O, at most a second old."""
+    """The usage limits in force where neither a user nor his groups have their own: no I/O, at most a second old."""
     return current.usage_limits
 
 

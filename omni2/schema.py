@@ -177,8 +177,19 @@ COMPONENTS: Schema = {
             "usage": _ref("AskUsage"),
             "duration_ms": _MS,
             "tracked": _ref("Tracked"),
+            "limits": {"type": "array", "items": _ref("NearLimit"), "description": "only when little of one is left"},
         },
         "The whole answer at once.",
+        optional=("limits",),
+    ),
+    "NearLimit": _object(
+        {
+            "limit_name": _STRING,
+            "used": {"type": "number"},
+            "limit": {"type": "number"},
+            "resets_at": {"type": "string", "format": "date-time"},
+        },
+        "A limit of which four fifths or more are used, this turn counted in.",
     ),
     "Refusal": {
         **_object(
@@ -189,10 +200,11 @@ COMPONENTS: Schema = {
                 "session_id": _UUID,
                 "used": {"type": "number"},
                 "limit": {"type": "number"},
+                "limit_name": _STRING,
                 "resets_at": {"type": "string", "format": "date-time"},
             },
             "Why a turn was refused.",
-            optional=("turn_id", "session_id", "used", "limit", "resets_at"),
+            optional=("turn_id", "session_id", "used", "limit", "limit_name", "resets_at"),
         ),
         "additionalProperties": True,
     },
@@ -218,6 +230,11 @@ _EVENT: Schema = _object(
     "One event of the stream.",
 )
 
+RATE_LIMITS = {
+    "RateLimit_Policy": "Every limit of this user: its name, how much (`q`), in how many seconds (`w`)",
+    "RateLimit": "What is left of each (`r`), and after how many seconds there is more (`t`)",
+}
+
 _REFUSALS: Schema = {
     "400": _answer("The body is not JSON, or a field is wrong", FIELD_ERRORS),
     "401": _answer("No token, or a bad one", _ref("Refusal")),
@@ -227,7 +244,10 @@ _REFUSALS: Schema = {
     "404": _answer("`not_found`: no such session of this user", _ref("Error")),
     "413": _answer("`body_too_large`", _ref("Error")),
     "429": _answer(
-        "`usage_limit` or `too_many_turns`", _ref("Refusal"), Retry_After="Seconds until it is worth another try"
+        "`usage_limit` or `too_many_turns`",
+        _ref("Refusal"),
+        Retry_After="Seconds until it is worth another try",
+        **RATE_LIMITS,
     ),
     "503": _answer("`llm_unavailable` or `database_unavailable`", _ref("Refusal")),
 }
@@ -251,7 +271,7 @@ ASK_PATHS: Schema = {
         "ask",
         "Ask, and get the whole answer at once",
         {
-            "200": _answer("The answer", _ref("Answer")),
+            "200": _answer("The answer", _ref("Answer"), **RATE_LIMITS),
             "502": _answer("`llm_failed`: the model did not answer properly", _ref("Refusal")),
             "504": _answer("`llm_timeout`", _ref("Refusal")),
         },
@@ -259,7 +279,7 @@ ASK_PATHS: Schema = {
     "/api/v1/ask/stream": _ask(
         "ask_stream",
         "Ask, and get the answer as it is made",
-        {"200": _answer(_EVENTS, _EVENT, "text/event-stream")},
+        {"200": _answer(_EVENTS, _EVENT, "text/event-stream", **RATE_LIMITS)},
     ),
 }
 DOCS_PATH: Schema = {

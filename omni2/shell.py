@@ -22,12 +22,13 @@ ADMIN_PLACES: dict[str, tuple[str, str, str]] = {
     "chat.languagemodel": ("Gateway", "Models", "neurology"),
     "chat.groupprompt": ("Gateway", "Group prompts", "edit_note"),
     "chat.toolserver": ("Gateway", "Tool servers", "build"),
+    "chat.grouplimits": ("People", "Group limits", "groups_2"),
     "monitoring.omni2config": ("System", "Config", "tune"),
     "accounts.apitoken": ("System", "Tokens", "vpn_key"),
     "accounts.accesslog": ("System", "Access log", "policy"),
     "auth.group": ("System", "Groups", "groups"),
     "chat.conversation": ("System", "Conversations", "forum"),
-    "chat.dailyusage": ("System", "Usage", "data_usage"),
+    "chat.dailyusage": ("System", "Usage by day", "data_usage"),
     "flows.turn": ("System", "Turns", "checklist"),
     "flows.interactionflow": ("System", "Checkpoints", "account_tree"),
 }
@@ -71,6 +72,7 @@ def _own_pages(user: Any) -> Iterable[Link]:
     if user.has_perm("flows.operate"):
         yield "Flows", "Ledger", "menu_book", "/ledger/"
     yield "Talk", "Chat", "chat", "/chat/"
+    yield "Talk", "Usage" if user.has_perm("chat.view_dailyusage") else "My usage", "data_usage", "/usage/"
 
 
 def _admin_pages(request: HttpRequest) -> Iterable[Link]:

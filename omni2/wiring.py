@@ -21,6 +21,8 @@ from django.db import Error, connections
 
 from chat import approvals, stops, tool_servers
 from chat.catalogue import FOLLOWED, catalogue
+from chat.limits import FOLLOWED as LIMITS_FOLLOWED
+from chat.limits import in_use
 from chat.slots import forget_settled
 from chat.tool_rows import server_rows
 from chat.usage import left_unsettled, settle_abandoned
@@ -84,6 +86,7 @@ async def _start(loop: asyncio.AbstractEventLoop, beside: Callable[[], Coroutine
     watchlist.follow("catalogue", FOLLOWED, lambda _: _keep(loop.create_task(_read_catalogue(), name="catalogue")))
     watchlist.follow("approvals", approvals.FOLLOWED, approvals.approvals.hear)
     watchlist.follow("must_end", stops.FOLLOWED, stops.hear)
+    watchlist.follow("limits", LIMITS_FOLLOWED, in_use.hear)
     await watchlist.start()
     await _read_catalogue()
     # so that a step of this machine's clock moves no checkpoint, and turns of several machines sort as they were

@@ -123,6 +123,7 @@ def test_the_page_shows_every_area_and_asks_no_other_server() -> None:
         "ledger",
         "monitoring",
         "openai",
+        "usage",
         "turns",
         "users",
         "description",

@@ -13,6 +13,7 @@ import pytest
 from channels.testing import WebsocketCommunicator
 from django.apps import apps
 from django.contrib import admin
+from django.contrib.auth.models import Group
 from django.test import Client
 from django.urls import get_resolver
 
@@ -41,6 +42,7 @@ GET    /chat/                                                      302    200   
 POST   /chat/render                                                401    400      400       400        400
 GET    /chat/{session_id}/                                         302    404      404       404        404
 GET    /chat/{session_id}/exchanges                                401    404      404       404        404
+GET    /usage/                                                     302    200      200       200        200
 GET    /flows/                                                     302    200      200       200        200
 GET    /flows/news                                                 401    403      403       403        403
 GET    /flows/people                                               401    403      200       200        200
@@ -90,6 +92,11 @@ GET    /api/v1/turns/export?user_id={user_id}                      401    403   
 POST   /api/v1/turns/{turn_id}/stop                                401    404      404       409        409
 POST   /api/v1/users/{user_id}/block                               401    403      403       403        201
 DELETE /api/v1/users/{user_id}/block                               401    403      403       403        200
+GET    /api/v1/usage                                               401    200      200       200        200
+GET    /api/v1/usage?user_id={user_id}                             401    403      403       403        200
+GET    /api/v1/usage?user_id={self}                                401    200      200       200        200
+GET    /api/v1/usage?user_id=nobody@example.com                    401    403      403       403        404
+GET    /api/v1/usage/users                                         401    403      403       403        200
 GET    /api/v1/ledger                                              401    403      403       200        200
 POST   /api/v1/monitoring/enable                                   401    403      403       400        400
 POST   /api/v1/monitoring/disable                                  401    403      403       400        400
@@ -131,6 +138,7 @@ monitoring.monitoreduser    os     os      os    -
 monitoring.omni2config      s      s       -     -
 chat.userblock              s      s       s     s
 chat.userlimits             s      s       s     s
+chat.grouplimits            s      s       s     s
 chat.dailyusage             s      s       -     -
 chat.turnusage              s      s       -     -
 chat.conversation           s      s       -     -
@@ -287,7 +295,6 @@ def test_the_admin_lets_in_exactly_whom_it_should(
 
 def some_row(model: str, bob: User, ada: User, turn: StoredTurn) -> str:
     """The key of a row of this model; made, where there is none."""
-    from django.contrib.auth.models import Group
 
     from chat import models as chat
     from monitoring.models import MonitoredUser, Omni2Config
@@ -305,6 +312,7 @@ def some_row(model: str, bob: User, ada: User, turn: StoredTurn) -> str:
         "chat.groupprompt": lambda: chat.GroupPrompt.objects.create(
             group=Group.objects.create(name="writers"), prompt="Answer in verse."
         ),
+        "chat.grouplimits": lambda: chat.GroupLimits.objects.create(group=Group.objects.create(name="Some")),
         "chat.dailyusage": lambda: chat.DailyUsage.objects.create(user=bob, day=day),
         "chat.turnusage": lambda: chat.TurnUsage.objects.create(
             turn_id=turn.turn_id, user=bob, session_id=session, day=day, process_id=process

@@ -10,6 +10,7 @@ import pytest
 from django.test import Client as Browser
 
 from chat import doors, endpoint, openai_routes
+from chat import limits as limits_module
 from chat.checks import RefusalFlood
 from flows import flusher, log
 from flows.redis import get_redis, sync_client
@@ -196,6 +197,7 @@ async def chatting(db: None, llm: Any, monkeypatch: pytest.MonkeyPatch) -> Async
 def _fresh_counters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "refusals", RefusalFlood())
     monkeypatch.setattr(doors, "database", doors.DatabaseDoor())
+    monkeypatch.setattr(limits_module, "in_use", limits_module.InUse())
     endpoint.counted.clear()
 
 

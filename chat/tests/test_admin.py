@@ -5,10 +5,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import Permission
+from django.contrib.auth.models import Group, Permission
 from django.test import Client
+from django.utils.html import strip_tags
 
-from chat.models import Conversation, DailyUsage, Message, TurnUsage, UserBlock, UserLimits
+from chat.models import Conversation, DailyUsage, GroupLimits, Message, TurnUsage, UserBlock, UserLimits
 from omni2.accounts.models import AccessLog
 from tests.people import PASSWORD, make_person
 
@@ -99,13 +100,43 @@ def test_a_block_knows_who_blocked(ada: Any, bob: Any, browser_of: Any) -> None:
     assert (block.user, block.blocked_by, block.message) == (bob, ada, "Please call.")
 
 
-def test_a_number_and_unlimited_exclude_each_other(ada: Any, bob: Any, browser_of: Any) -> None:
+def test_unlimited_must_have_something_to_lift(ada: Any, bob: Any, browser_of: Any) -> None:
     browser = browser_of(ada)
-    both = {"user": bob.pk, "requests_per_day": "5", "requests_unlimited": "on"}
-    assert browser.post("/admin/chat/userlimits/add/", both).status_code == 200
+    every = {f"requests_per_{window}": "5" for window in ("minute", "day", "month")}
+    nothing_left = [
+        {**every, "requests_unlimited": "on"},
+        {"turns_at_once": "3", "turns_unlimited": "on"},
+        {"cost_usd_per_month": "-1"},
+    ]
+    for wrong in nothing_left:
+        answer = browser.post("/admin/chat/userlimits/add/", {"user": bob.pk, **wrong})
+        assert answer.status_code == 200
+        assert len(answer.context["adminform"].form.errors) == 1
     assert not UserLimits.objects.exists()
-    assert browser.post("/admin/chat/userlimits/add/", {"user": bob.pk, "requests_per_day": "5"}).status_code == 302
-    assert UserLimits.objects.get().requests_per_day == 5
+    some = {"user": bob.pk, "requests_per_minute": "5", "requests_unlimited": "on"}
+    assert browser.post("/admin/chat/userlimits/add/", some).status_code == 302
+    assert (UserLimits.objects.get().requests_per_minute, UserLimits.objects.get().requests_per_day) == (5, None)
+
+
+def test_the_form_shows_what_is_in_force_and_from_where(ada: Any, bob: Any, browser_of: Any, limits: Any) -> None:
+    limits(requests_per_day=500, tokens_per_month=9000)
+    group = Group.objects.create(name="<i>Research</i>")
+    bob.groups.add(group)
+    theirs = GroupLimits.objects.create(group=group, tokens_per_day=777_000, cost_unlimited=True)
+    own = UserLimits.objects.create(user=bob, requests_per_minute=12)
+    browser = browser_of(ada)
+    shown = " ".join(strip_tags(browser.get(f"/admin/chat/userlimits/{own.pk}/change/").content.decode()).split())
+    assert "Requests a minute: 12 (own; 0 used)" in shown
+    assert "Tokens a day: 777,000 (group &lt;i&gt;Research&lt;/i&gt;; 0 used)" in shown
+    assert "US dollars a day: no limit (group &lt;i&gt;Research&lt;/i&gt;; 0 used)" in shown
+    assert "Tokens a month: 9,000 (default; 0 used)" in shown
+    shown = " ".join(strip_tags(browser.get(f"/admin/chat/grouplimits/{theirs.pk}/change/").content.decode()).split())
+    assert "Tokens a day: 777,000 (group)" in shown
+    assert "Requests a day: 500 (default)" in shown
+    listed = " ".join(strip_tags(browser.get("/admin/chat/grouplimits/").content.decode()).split())
+    assert "777,000 a day" in listed
+    form = browser.get("/admin/chat/grouplimits/add/")
+    assert form.status_code == 200
 
 
 @pytest.mark.parametrize("page", ["dailyusage", "turnusage", "conversation"])

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import Group
 from django.contrib.sessions.models import Session
 from django.db.models.functions import Now
 
-from chat.models import UserBlock
+from chat.limits import LIMITS
+from chat.models import GroupLimits, UserBlock, UserLimits
 from chat.tests.conftest import Client
 from chat.usage import admit
 from omni2.accounts import credentials
@@ -122,6 +124,24 @@ async def test_who_is_refused_costs_no_more(
     assert await refused(client.stream("Hello")) == (429, ["admits"])
     await in_database(UserBlock.objects.create, user=bob)
     assert await refused(client.stream("Hello")) == (403, ["admits"])
+
+
+async def test_all_limits_together_cost_no_further_trip(
+    bob: Any, client_of: Any, limits: Any, round_trips: Counting
+) -> None:
+    def in_a_group_with_limits() -> None:
+        group = Group.objects.create(name="Research")
+        bob.groups.add(group)
+        GroupLimits.objects.create(group=group, **dict.fromkeys(LIMITS, 100))
+        UserLimits.objects.create(user=bob, requests_per_minute=1, tokens_per_month=10**6)
+
+    limits(**dict.fromkeys(LIMITS, 10**6))
+    await in_database(in_a_group_with_limits)
+    client = client_of(bob)
+    with round_trips() as asked:
+        assert (await client.stream("Hello")).last.data["limits"][0]["limit_name"] == "requests_per_minute"
+        assert (await client.stream("Hello")).status == 429
+    assert words(asked) == ["admits", "charges", "admits"]
 
 
 # --- what a process remembers of browsers is never believed ---------------------------------------

@@ -118,7 +118,7 @@ def test_every_filter_of_the_address_is_a_chip_with_the_way_without_it(august: A
     assert set(chips) == set(given)
     said = {name: chip["value"] for name, chip in chips.items()}
     assert (said["user_id"], said["range"], said["slower_ms"]) == (bob.name, "Last 24 hours", "1.5 s")
-    assert (said["error"], said["stage"]) == ("over the daily limit", "Within limits")
+    assert (said["error"], said["stage"]) == ("over the limit", "Within limits")
     for name, chip in chips.items():
         without = {key: values[0] for key, values in parse_qs(chip["without"].removeprefix("?")).items()}
         assert without == {

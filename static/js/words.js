@@ -43,7 +43,7 @@ export const REASONS = {
   expired: "the token has expired",
   revoked: "the token was revoked",
   user_blocked: "blocked",
-  usage_limit: "over the daily limit",
+  usage_limit: "over the limit",
   too_many_turns: "too many turns at once",
   too_many_refusals: "too many refused questions",
   llm_failed: "the model failed",
@@ -191,6 +191,11 @@ function tools({ checkpoint, metadata = {} }, _, state) {
 }
 
 const LIMITS = {
+  requests_per_minute: [count, "requests", "this minute"],
+  tokens_per_minute: [count, "tokens", "this minute"],
+  requests_per_month: [count, "requests", "this month"],
+  tokens_per_month: [count, "tokens", "this month"],
+  cost_usd_per_month: [money, "", "this month"],
   requests_per_day: [count, "requests", "today"],
   tokens_per_day: [count, "tokens", "today"],
   cost_usd_per_day: [money, "", "today"],
@@ -203,7 +208,7 @@ function usage({ used, limit, limit_name: name = "requests_per_day", resets_at: 
   if (!Number.isFinite(used)) return isText(why) ? short(why) : "";
   const numbers = Number.isFinite(limit) ? `${write(used)} of ${write(limit)}` : write(used);
   const first = [numbers, unit, when].filter(Boolean).join(" ");
-  return over && when && isText(resets) ? `${first}, free again ${hour(instant(resets))}` : first;
+  return over && when && isText(resets) ? `${first}, free again ${(when === "this month" ? moment : hour)(instant(resets))}` : first;
 }
 
 // Arguments come as the JSON the model wrote; cut off or broken, they are shown as they are.

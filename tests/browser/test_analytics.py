@@ -99,7 +99,7 @@ def test_a_bar_says_what_it_counts_and_leads_there(visit: Visits, mira: str) -> 
 def test_the_funnel_leads_to_those_who_ended_there(visit: Visits, mira: str) -> None:
     page = visit("august@example.com", f"/analytics/?user_id={mira}&range=7d")
     stage = page.locator('tr[data-stage="not_blocked"]')
-    expect(stage).to_contain_text("Refused: over the daily limit")
+    expect(stage).to_contain_text("Refused: over the limit")
     assert turns(stage.locator(".is-sum")) == 4
     stage.locator(".is-sum").click()
     expect_history_of(page, 4)

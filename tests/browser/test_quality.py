@@ -240,6 +240,9 @@ def ordinary(stage: Stage) -> list[Place]:
         Place("/ledger/?hours=168", "#hours"),
         Place("/ledger/", "h1", who="charlie@example.com", status=403),
         Place("/chat/", "#nothing-said"),
+        Place("/usage/", "#users"),
+        Place("/usage/?window=month&near=1&q=nobody", "#everybody"),
+        Place("/admin/chat/grouplimits/add/", "#grouplimits_form"),
         Place("/account/tokens/", "h1"),
         Place("/account/password/", "h1"),
         Place("/admin/", "h1"),
@@ -253,6 +256,7 @@ def of_bob(stage: Stage) -> list[Place]:
     return [
         Place(f"/chat/{stage.session}/", ".answer", who=stage.bob),
         Place("/flows/", "#turns", who=stage.bob),
+        Place("/usage/", "#own", who=stage.bob),
     ]
 
 
