@@ -359,6 +359,9 @@ def test_a_turn_whose_process_has_died_is_abandoned_although_somebody_stopped_it
     turn_id = asking.turn_id
     omni2.web[0].kill()
     assert post(omni2, f"/api/v1/turns/{turn_id}/stop", token).status_code == 202
-    ended = "SELECT outcome FROM turns JOIN turn_usage u USING (turn_id) WHERE turn_id = %s AND u.ended_at IS NOT NULL"
+    ended = (
+        "SELECT outcome FROM turns JOIN turn_usage u USING (turn_id)"
+        " WHERE turn_id = %s AND u.ended_at IS NOT NULL AND outcome IS NOT NULL"
+    )
     assert eventually(lambda: omni2.sql(ended, turn_id), "the sweep ends it", limit_s=120) == [("abandoned",)]
     assert post(omni2, f"/api/v1/turns/{turn_id}/stop", token).status_code == 409
