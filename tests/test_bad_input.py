@@ -138,8 +138,10 @@ def test_it_refuses_a_body_that_is_no_json_object(as_ada: Client, operation: Ope
 @pytest.mark.parametrize("operation", WITH_BODY, ids=ids)
 def test_it_names_the_field_that_is_wrong(as_ada: Client, operation: Operation) -> None:
     assert operation.body_fields
-    for field in operation.body_fields:
+    for field, schema in operation.body_fields.items():
         for value in WRONG_FOR_ANY_FIELD:
+            if value == "true" and schema.get("type") == "boolean":
+                continue  # the one kind of field it is right for
             answer = send(as_ada, operation, f'{{"{field}": {value}}}'.encode())
             assert field in assert_refused(answer, (field, value[:40])), (field, value[:40], answer.content)
 

@@ -132,7 +132,7 @@ def test_every_address_has_a_command() -> None:
             continue  # docs/openai.md: tests/test_openai_doc.py
         address = re.escape(operation.path)
         address = re.sub(r"\\{\w+\\}", r"[^/\\s\"]+", address)
-        assert re.search(address + r"[\"?]", said), operation
+        assert re.search(address + r"[\"?`]", said), operation
 
 
 def test_the_program_for_the_live_socket_works(omni2: Running, tokens: dict[str, str]) -> None:

@@ -241,7 +241,7 @@ async def test_a_tool_that_hangs_is_given_up(bob: Any, client_of: Any, tree_of: 
         return ""
 
     with_tool(monkeypatch, "clock", hangs)
-    monkeypatch.setattr(tools, "TOOL_TIMEOUT_S", 0.2)
+    monkeypatch.setitem(tools.TOOLS, "clock", replace(tools.TOOLS["clock"], timeout_s=0.2))
     call = await client_of(bob).stream("script:clock")
     assert call.last.name == "done"
     assert "did not answer within 0.2 seconds" in call.text

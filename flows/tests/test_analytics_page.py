@@ -203,7 +203,7 @@ def test_it_says_why_in_words_and_claims_no_percentile_of_a_few(reader: Client) 
     store(documents(Random(1), 4, since=now - timedelta(hours=1), until=now, users=PEOPLE, ways=["over_limit"]))
     html = html_of(reader)
     assert "Refused: over the limit" in text(part(html, 'id="funnel"'))
-    assert "Over the daily limit" in text(part(html, 'id="problems"'))
+    assert "Over the limit" in text(part(html, 'id="problems"'))
     durations = text(part(html, 'id="durations"'))
     assert "Whole turn 4 too few too few too few" in durations
     assert "p50 needs 5 values, there are 4" in html

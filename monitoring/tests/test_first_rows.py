@@ -15,6 +15,7 @@ settings_migration = import_module("monitoring.migrations.0002_settings")
 groups_migration = import_module("monitoring.migrations.0003_groups")
 retention_migration = import_module("monitoring.migrations.0005_retention")
 operate_migration = import_module("monitoring.migrations.0004_operators_operate")
+stop_migration = import_module("chat.migrations.0003_stop")
 
 pytestmark = pytest.mark.django_db
 
@@ -30,6 +31,7 @@ def migrated() -> None:
         settings_migration.add_settings(apps, Editor)
         groups_migration.add_groups(apps, Editor)
         operate_migration.let_operators(apps, Editor)
+        stop_migration.let_operators(apps, Editor)
         retention_migration.add_retention(apps, Editor)
 
 
@@ -45,7 +47,13 @@ def test_it_has_the_three_settings(migrated: None) -> None:
 
 
 def test_it_has_operators_and_auditors(migrated: None) -> None:
-    assert rights_of("operators") == {"monitoring.manage", "flows.view", "flows.watch", "flows.operate"}
+    assert rights_of("operators") == {
+        "monitoring.manage",
+        "flows.view",
+        "flows.watch",
+        "flows.operate",
+        "chat.stop",
+    }
     assert rights_of("auditors") == {"flows.view"}
 
 

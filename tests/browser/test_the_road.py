@@ -140,7 +140,8 @@ def test_a_plain_user_has_his_chat_and_his_own_history_and_no_live_page(
     visit.forgive("status of 404")
     page = visit(charlie, "/")
     expect(page).to_have_url(f"{omni2.url}/chat/")
-    assert page.locator("#nav-sidebar .shell-groups a").all_inner_texts() == ["history\nMy history", "chat\nChat"]
+    own = ["history\nMy history", "chat\nChat", "data_usage\nMy usage"]
+    assert page.locator("#nav-sidebar .shell-groups a").all_inner_texts() == own
     assert page.goto("/live/").status == 403
     assert page.goto(f"/flows/{others}/").status == 404
     page.goto("/flows/")
