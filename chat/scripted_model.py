@@ -182,6 +182,13 @@ async def plain(seen: Seen) -> AsyncIterator[Chunk]:
         yield chunk
 
 
+@script("slower")
+async def slower(seen: Seen) -> AsyncIterator[Chunk]:
+    """So slowly that a browser that is busy has time to open a page meanwhile."""
+    async for chunk in speak(seen, "This answer takes even more time, word after word, for busy machines.", pause_s=1):
+        yield chunk
+
+
 @script("slow")
 async def slow(seen: Seen) -> AsyncIterator[Chunk]:
     text = "This answer takes its time, word after word, so that one can watch it grow and walk away in the middle."

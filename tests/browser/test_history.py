@@ -183,7 +183,7 @@ def test_a_running_turn_ticks_ends_in_its_row_and_new_ones_are_announced(
     visit: Visits, api: Api, omni2: Running, someone: Callable[[str], str]
 ) -> None:
     bob = someone("Bob Kahn")
-    with api.asking(bob, "script:slow what takes long?"):
+    with api.asking(bob, "script:slower what takes long?"):
         eventually(lambda: omni2.sql("SELECT 1 FROM turns WHERE user_id = %s AND outcome IS NULL", bob), "it is stored")
         page = visit(OLGA, f"/flows/?user_id={bob}")
         row = page.locator("#turns tbody tr")
@@ -228,11 +228,15 @@ def test_the_keyboard_is_enough(visit: Visits, mira: str) -> None:
     expect(page.locator("#turns .what a").first).to_be_focused()
     page.keyboard.press("n")
     expect(page.locator("#turns .what a").first).to_have_text("question 050")
+    # the words are there before the keys are
+    page.wait_for_load_state()
     page.keyboard.press("p")
     expect(page.locator("#turns .what a").first).to_have_text("question 000")
+    page.wait_for_load_state()
     page.keyboard.press("?")
     expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
     page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog", name="Keys")).to_be_hidden()
     page.keyboard.press("/")
     expect(page.get_by_label("Question holds")).to_be_focused()
     page.keyboard.type("question 01j?")
