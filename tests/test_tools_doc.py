@@ -5,6 +5,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -66,7 +67,9 @@ def adder(folder: Path) -> Iterator[int]:
 
 def run(omni2: Running, command: str, port: int, **variables: str) -> str:
     """A command of the document."""
-    command = command.replace(".venv/bin/", f"{Path(sys.executable).parent}/").replace("8765", str(port))
+    command = command.replace(".venv/bin/", f"{shlex.quote(str(Path(sys.executable).parent))}/").replace(
+        "8765", str(port)
+    )
     done = subprocess.run(
         ["bash", "-c", command], cwd=ROOT, env={**os.environ, **omni2.environment, **variables}, capture_output=True,
         text=True, check=False,
