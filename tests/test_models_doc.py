@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +37,7 @@ def test_the_minute_works_and_answers_as_shown(omni2: Running, llm: LlmServer) -
     token = omni2.create_token("test@example.com")
     blocks = [(kind, text) for kind, text in BLOCK.findall(DOC) if kind in ("bash", "json")]
     script = CURL + "".join(f"echo; echo @@\n{text}" for kind, text in blocks if kind == "bash")
-    script = script.replace(".venv/bin/python", sys.executable)
+    script = script.replace(".venv/bin/python", shlex.quote(sys.executable))
     there = {"MODEL_URL": llm.url, "MODEL": "scripted-plain", "MODEL_KEY": KEY, "BASE": omni2.url, "TOKEN": token}
     printed = bash(script, **omni2.environment, **there)
     added, *answers = printed.split("@@\n")[1:]
