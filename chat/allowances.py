@@ -12,8 +12,9 @@ from django.db import connection
 from chat import limits
 from chat.limits import EVERYTHING, LIMITS, Limit
 from chat.models import GroupLimits, UserLimits
-from chat.standing import NEAR, iso
+from chat.standing import NEAR
 from chat.usage import about_everybody, usage_of
+from flows.history import wire_time
 from omni2.accounts.models import User
 
 VIEW = "chat.view_dailyusage"
@@ -49,7 +50,7 @@ class Allowance:
             "used": limit.used,
             "limit": limit.limit,
             "remaining": limit.remaining,
-            "resets_at": None if limit.resets_at is None else iso(limit.resets_at),
+            "resets_at": None if limit.resets_at is None else wire_time(limit.resets_at),
         }
 
 

@@ -1,7 +1,6 @@
 """The API of tool calls that wait for their user's yes: his own, and nobody else's."""
 
 from typing import Any, cast
-from uuid import UUID
 
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import serializers
@@ -11,6 +10,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from chat import approvals
+from flows.history import as_session_id
 from omni2.accounts.models import User
 from omni2.schema import ERROR, FIELD_ERRORS
 
@@ -81,17 +81,10 @@ class Approve(APIView):
         body.is_valid(raise_exception=True)
         approve = body.validated_data["approve"]
         answered = "unknown"
-        if (wanted := _uuid(turn_id)) is not None and "\x00" not in call_id:
+        if (wanted := as_session_id(turn_id)) is not None and "\x00" not in call_id:
             answered = approvals.decide(cast(User, request.user).pk, wanted, call_id, approve=approve)
         if answered == "unknown":
             return Response({"detail": "No such tool call waits for you.", "code": "not_found"}, status=404)
         if answered == "already_decided":
             return Response({"detail": "This was decided already.", "code": "already_decided"}, status=409)
         return Response({"call_id": call_id, "approved": approve})
-
-
-def _uuid(text: str) -> str | None:
-    try:
-        return str(UUID(text))
-    except ValueError:
-        return None

@@ -22,9 +22,10 @@ from chat.demonstration import DOMAIN, is_demonstration
 from chat.history import NOTHING, Earlier, Memory, memory
 from chat.limits import Limit
 from chat.llm import WORDS, ChatModel, Models, ModelUnavailable
-from chat.standing import after, iso
+from chat.standing import after
 from chat.stops import BLOCKED_WORDS
 from chat.wanted import wanted_model
+from flows.history import wire_time
 from omni2.accounts.authenticate import (
     CSRF_FAILED,
     NOT_AUTHENTICATED,
@@ -361,7 +362,7 @@ def _refusal_of(verdict: usage.Verdict) -> Refused | None:
         "usage_limit",
         LIMIT_WORDS[verdict.word],
         retry_after_s=reached.seconds_to_reset,
-        resets_at=iso(reached.resets_at),
+        resets_at=wire_time(reached.resets_at),
         **numbers,
     )
 
@@ -397,7 +398,7 @@ def usage_facts(verdict: usage.Verdict) -> dict[str, Any]:
         "limit_name": name,
         "used": shown.used,
         "limit": shown.limit,
-        "resets_at": iso(resets),
+        "resets_at": wire_time(resets),
         "limits": limits,
     }
 
@@ -410,7 +411,7 @@ def _said_first(standing: Mapping[str, Limit]) -> str:
 
 def _numbers(limit: Limit) -> dict[str, Any]:
     numbers = {"used": limit.used, "limit": limit.limit}
-    return numbers if limit.resets_at is None else {**numbers, "resets_at": iso(limit.resets_at)}
+    return numbers if limit.resets_at is None else {**numbers, "resets_at": wire_time(limit.resets_at)}
 
 
 class RefusalFlood:

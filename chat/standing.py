@@ -4,11 +4,11 @@ All of it is reckoned from the numbers the admitting statement has read; nothing
 """
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from chat.limits import LIMITS, Limit
 from chat.usage import Totals, Verdict
+from flows.history import wire_time
 
 NEAR = 0.8
 """From this part of a limit on an answer says how much is left."""
@@ -18,11 +18,6 @@ Header = tuple[bytes, bytes]
 _WINDOW_S = {"minute": 60, "day": 86_400}
 # A month has no length in seconds; and what is counted in dollars is no whole number, as these headers want it.
 _UNITS = {"requests": "", "tokens": ';qu="tokens"', "turns": ';qu="concurrent-requests"'}
-
-
-def iso(moment: datetime) -> str:
-    """ISO 8601 in UTC with microseconds and Z."""
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def after(verdict: Verdict, used: Totals | None = None) -> Mapping[str, Limit]:
@@ -46,7 +41,7 @@ def nearly_used(verdict: Verdict, used: Totals) -> list[dict[str, Any]]:
     ]
     near.sort(key=lambda each: -each[0])
     return [
-        {"limit_name": name, "used": limit.used, "limit": limit.limit, "resets_at": iso(limit.resets_at)}
+        {"limit_name": name, "used": limit.used, "limit": limit.limit, "resets_at": wire_time(limit.resets_at)}
         for _, name, limit in near
         if limit.resets_at is not None
     ]

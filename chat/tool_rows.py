@@ -13,6 +13,8 @@ from typing import Any
 
 from django.db import connection
 
+from chat.models import ToolServer
+from chat.offered import offered_to
 from omni2.sealing import CannotOpen, seal, unseal
 
 _COLUMNS = (
@@ -146,16 +148,11 @@ class ServerRows:
 
 server_rows = ServerRows()
 
-# Whether a user may use a server now; %s: the user, the user, the server.
-_STILL = """
-SELECT s.enabled, u.is_active, s.allowed_tools, s.approved_tools,
-    NOT EXISTS (SELECT FROM tool_servers_groups WHERE toolserver_id = s.id)
-        AND NOT EXISTS (SELECT FROM tool_servers_users WHERE toolserver_id = s.id)
-    OR EXISTS (SELECT FROM tool_servers_groups AS g JOIN users_groups AS b ON b.group_id = g.group_id
-               WHERE g.toolserver_id = s.id AND b.user_id = u.id)
-    OR EXISTS (SELECT FROM tool_servers_users WHERE toolserver_id = s.id AND user_id = u.id)
+# Whether a user may use a server now; %s: the server, the user.
+_STILL = f"""
+SELECT s.enabled, u.is_active, s.allowed_tools, s.approved_tools, {offered_to(ToolServer, "s", "u.id")}
 FROM tool_servers AS s, users AS u WHERE s.id = %s AND u.email = %s
-"""
+"""  # noqa: S608 - names of our own
 
 
 @dataclass(frozen=True, slots=True)

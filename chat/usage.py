@@ -20,7 +20,8 @@ from django.db.backends.utils import CursorWrapper
 from chat import limits
 from chat.history import EARLIER, Earlier
 from chat.limits import EVERYTHING, LIMITS, Asked, Limit
-from chat.models import TITLE_CHARACTERS
+from chat.models import TITLE_CHARACTERS, LanguageModel, ToolServer
+from chat.offered import offered_to
 from monitoring.config import usage_limits
 from omni2.accounts.authenticate import Identity
 from omni2.accounts.credentials import IDENTITY, NOTED, Credential
@@ -83,12 +84,8 @@ belongs AS (
     SELECT COALESCE(array_agg(group_id), '{{}}') AS groups FROM users_groups JOIN person ON person.id = user_id
 ),
 offered AS (
-    SELECT m.id, m.name, m.is_default, m.xmin::text AS version FROM language_models AS m, person, belongs
-    WHERE m.enabled AND (
-        NOT EXISTS (SELECT FROM language_models_groups WHERE languagemodel_id = m.id)
-            AND NOT EXISTS (SELECT FROM language_models_users WHERE languagemodel_id = m.id)
-        OR EXISTS (SELECT FROM language_models_groups WHERE languagemodel_id = m.id AND group_id = ANY (belongs.groups))
-        OR EXISTS (SELECT FROM language_models_users WHERE languagemodel_id = m.id AND user_id = person.id))
+    SELECT m.id, m.name, m.is_default, m.xmin::text AS version FROM language_models AS m, person
+    WHERE m.enabled AND {may_use}
 ),
 has_default AS (SELECT EXISTS (SELECT FROM language_models WHERE enabled AND is_default) AS yes),
 chosen AS (
@@ -105,13 +102,7 @@ model AS (
 _CHOSEN = """jsonb_build_array(model.id, model.version, (SELECT to_jsonb(groups) FROM belongs),
         (SELECT jsonb_agg(p.prompt ORDER BY g.name) FROM group_prompts AS p JOIN auth_group AS g ON g.id = p.group_id,
                 belongs WHERE p.group_id = ANY (belongs.groups)),
-        (SELECT jsonb_agg(jsonb_build_array(s.id, s.xmin::text,
-                NOT EXISTS (SELECT FROM tool_servers_groups WHERE toolserver_id = s.id)
-                    AND NOT EXISTS (SELECT FROM tool_servers_users WHERE toolserver_id = s.id)
-                OR EXISTS (SELECT FROM tool_servers_groups
-                           WHERE toolserver_id = s.id AND group_id = ANY (belongs.groups))
-                OR EXISTS (SELECT FROM tool_servers_users WHERE toolserver_id = s.id AND user_id = person.id))
-            ORDER BY s.name) FROM tool_servers AS s, belongs))"""
+        (SELECT jsonb_agg(jsonb_build_array(s.id, s.xmin::text, {may_use}) ORDER BY s.name) FROM tool_servers AS s))"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,11 +291,11 @@ def _choice(chosen: Any) -> Choice | None:
 def _admitting(person: str, chooses: bool, wanted: Asked) -> str:
     # where there is nothing to choose from, the choice costs nothing either
     choosing = {
-        "choice": _CHOICE.format() if chooses else "",
+        "choice": _CHOICE.format(may_use=offered_to(LanguageModel, "m", "person.id")) if chooses else "",
         "no_such_model": "WHEN model.is_missing THEN 'no_such_model'" if chooses else "",
         "model": ", model" if chooses else "",
         "cross_model": " CROSS JOIN model" if chooses else "",
-        "chosen": _CHOSEN if chooses else "NULL",
+        "chosen": _CHOSEN.format(may_use=offered_to(ToolServer, "s", "person.id")) if chooses else "NULL",
     }
     return _ADMIT.format(
         person=person,

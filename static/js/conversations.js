@@ -1,6 +1,7 @@
 // The list of one's conversations: find, more of them, and the menu of each (rename, take along, delete).
 
-import { get, send } from "./chat_api.js";
+import { get } from "./chat_api.js";
+import { request } from "./send.js";
 import { announce, button, element } from "./dom.js";
 import { exact, instant, moment, plural } from "./format.js";
 
@@ -157,7 +158,7 @@ renaming.querySelector("form").addEventListener("submit", async (event) => {
   if (event.submitter?.value === "cancel") return;
   event.preventDefault();
   const entry = of;
-  const reply = await send("PATCH", `${API}/${entry.dataset.session}`, { title: title.value }).catch(() => null);
+  const reply = await request("PATCH", `${API}/${entry.dataset.session}`, { title: title.value }).catch(() => null);
   if (!reply?.ok) return failing(renaming, reply);
   entry.querySelector("b").textContent = (await reply.json()).title;
   named(entry);
@@ -169,7 +170,7 @@ deleting.querySelector("form").addEventListener("submit", async (event) => {
   if (event.submitter?.value === "cancel") return;
   event.preventDefault();
   const entry = of;
-  const reply = await send("DELETE", `${API}/${entry.dataset.session}`).catch(() => null);
+  const reply = await request("DELETE", `${API}/${entry.dataset.session}`).catch(() => null);
   if (!reply?.ok && reply?.status !== 404) return failing(deleting, reply);
   if (entry.dataset.session === current()) return location.assign("/chat/");
   const near = entry.nextElementSibling ?? entry.previousElementSibling;
