@@ -313,7 +313,11 @@ class Flusher:
             if origin != self._origin:
                 await self._append_again((), bytes(origin))
         except REDIS_AWAY as problem:
-            await self._open_circuit(problem)
+            if self.tracker.queue:
+                await self._open_circuit(problem)
+            else:
+                # with nothing to write there is nothing to take another way
+                await self._disconnect()
         except DeclaredDead:
             self.tracker.begin_again()
         else:
