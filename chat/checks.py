@@ -290,10 +290,10 @@ def _judge(request: Request, question: Question) -> Admission:
         raise _no_such_session()
     if said.choice is not None and said.choice.model is not None:
         answering = _Answering.chosen(request.models, said.choice)
-        if verdict.admitted and answering.model is None:
-            # only now it is known that nobody can answer
-            usage.withdraw(request.turn_id)
-            verdict = replace(verdict, word="not_now")
+    if verdict.admitted and answering.model is None:
+        # a place was reserved for the catalogue's sake, and only now it is known that nobody can answer
+        usage.withdraw(request.turn_id)
+        verdict = replace(verdict, word="not_now")
     if answering.model is None or not verdict.admitted:
         return Admission(identity, user_id, session_id, verdict, _refusal_of(verdict) or answering.refusal)
     earlier = memory(Earlier() if question.brought else said.earlier, tokens=answering.model.history_tokens)

@@ -182,11 +182,31 @@ async def plain(seen: Seen) -> AsyncIterator[Chunk]:
         yield chunk
 
 
-@script("slower")
-async def slower(seen: Seen) -> AsyncIterator[Chunk]:
-    """So slowly that a browser that is busy has time to open a page meanwhile."""
-    async for chunk in speak(seen, "This answer takes even more time, word after word, for busy machines.", pause_s=1):
+@script("until")
+async def until(seen: Seen) -> AsyncIterator[Chunk]:
+    """Speaks until somebody asks `script:enough` with the same words, ten minutes at most: whoever watches it may
+    be as slow as he is."""
+    for _ in range(600):
+        yield says("and ")
+        if _words(seen) in _enough:
+            break
+        await asyncio.sleep(1)
+    async for chunk in speak(seen, "that is enough."):
         yield chunk
+
+
+@script("enough")
+async def enough(seen: Seen) -> AsyncIterator[Chunk]:
+    _enough.add(_words(seen))
+    async for chunk in speak(seen, "It ends."):
+        yield chunk
+
+
+_enough: set[str] = set()
+
+
+def _words(seen: Seen) -> str:
+    return seen.question.partition(" ")[2]
 
 
 @script("slow")

@@ -11,7 +11,9 @@ from django.test import Client as Browser
 
 from chat import doors, endpoint, openai_routes
 from chat import limits as limits_module
+from chat.catalogue import catalogue
 from chat.checks import RefusalFlood
+from chat.tool_rows import server_rows
 from flows import flusher, log
 from flows.redis import get_redis, sync_client
 from flows.tracker import tracker
@@ -199,6 +201,9 @@ def _fresh_counters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doors, "database", doors.DatabaseDoor())
     monkeypatch.setattr(limits_module, "in_use", limits_module.InUse())
     endpoint.counted.clear()
+    # what the test before left behind is no longer in the database
+    catalogue.__init__()  # type: ignore[misc]
+    server_rows.__init__()  # type: ignore[misc]
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from chat.catalogue import catalogue
 from chat.models import ToolApproval, ToolServer
 from chat.tests.conftest import Call
 from chat.tests.test_tool_servers import until_known, using
-from chat.tool_rows import server_rows
 from monitoring.watchlist import watchlist
 from omni2.database import in_database
 from tests.tool_server import run_http
@@ -40,8 +39,6 @@ async def asking(things: str) -> AsyncIterator[None]:
     yield
     await watchlist.stop()
     await tool_servers.tool_servers().close()
-    catalogue.__init__()
-    server_rows.__init__()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Which model of the catalogue answers whom: judged by the statement that lets a turn in."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,12 +12,6 @@ from omni2.database import in_database
 from tests.llm_server import KEY, LlmServer
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("chatting")]
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    yield
-    catalogue.__init__()
 
 
 @pytest.fixture
@@ -87,6 +80,19 @@ async def test_a_turn_that_nobody_can_answer_is_not_counted(bob: Any, client_of:
     await in_database(lambda: offer("nowhere", is_default=True, base_url="", model="no-such-provider:x"))
     assert await model_of(client_of(bob)) == (503, "llm_unavailable")
     assert await in_database(TurnUsage.objects.count) == 0
+
+
+async def test_who_is_offered_nothing_and_has_no_other_model_is_not_counted(
+    bob: Any, charlie: Any, client_of: Any, offer: Any, settings: Any, tree_of: Any
+) -> None:
+    await in_database(lambda: offer("private", to=(charlie,)))
+    settings.LLM_BASE_URL = settings.LOCAL_MODEL_URL = ""
+    settings.LLM_MODEL = "local"
+    call = await client_of(bob).stream("Hello")
+    assert (call.status, call.json["code"]) == (503, "llm_unavailable")
+    assert await in_database(TurnUsage.objects.count) == 0
+    tree = await tree_of(bob, call.json["turn_id"])
+    assert tree.names == ["auth_check", "block_check", "usage_check", "error", "flow_end"]
 
 
 async def test_a_fallback_answers_for_what_cannot(bob: Any, client_of: Any, offer: Any) -> None:

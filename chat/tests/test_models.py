@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,12 +23,6 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 SECRET = "sk-a-secret-nobody-sees-0123456789"
 LIST, ADD = "/admin/chat/languagemodel/", "/admin/chat/languagemodel/add/"
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    yield
-    catalogue.__init__()  # type: ignore[misc] - as before the test
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ The official client's view of it is in tests/test_openai_client.py."""
 
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -39,7 +39,7 @@ def error(call: Call) -> tuple[int | None, str]:
 
 
 @pytest.fixture
-def offer(llm: LlmServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+def offer(llm: LlmServer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """offer("quick", to=(bob,)): a model of the catalogue that the scripted server answers, known to this process."""
     monkeypatch.setenv("KEY_OF_THE_TESTS", KEY)
 
@@ -48,8 +48,7 @@ def offer(llm: LlmServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         LanguageModel.objects.create(name=name, **fields).users.set(to)
         catalogue.read()
 
-    yield offered
-    catalogue.__init__()  # type: ignore[misc]
+    return offered
 
 
 # --- who is let in -------------------------------------------------------------------------------

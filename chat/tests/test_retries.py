@@ -3,7 +3,6 @@ is one pair of checkpoints."""
 
 import asyncio
 import gc
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,11 +17,9 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("
 
 
 @pytest.fixture(autouse=True)
-def _quickly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "BACK_OFF_S", (0.01, 0.02))
     monkeypatch.setattr(door, "FIRST_TOKEN_TIMEOUT_S", 0.4)
-    yield
-    catalogue.__init__()  # type: ignore[misc] - as before the test
 
 
 @pytest.fixture

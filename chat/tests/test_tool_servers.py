@@ -45,8 +45,6 @@ async def _tidy(settings: Any) -> AsyncIterator[None]:
     settings.STDIO_TOOLS = True
     yield
     await tool_servers.tool_servers().close()
-    catalogue.__init__()
-    server_rows.__init__()
 
 
 @pytest.fixture

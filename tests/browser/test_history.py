@@ -183,7 +183,7 @@ def test_a_running_turn_ticks_ends_in_its_row_and_new_ones_are_announced(
     visit: Visits, api: Api, omni2: Running, someone: Callable[[str], str]
 ) -> None:
     bob = someone("Bob Kahn")
-    with api.asking(bob, "script:slower what takes long?"):
+    with api.asking(bob, f"script:until {bob} has seen it"):
         eventually(lambda: omni2.sql("SELECT 1 FROM turns WHERE user_id = %s AND outcome IS NULL", bob), "it is stored")
         page = visit(OLGA, f"/flows/?user_id={bob}")
         row = page.locator("#turns tbody tr")
@@ -195,6 +195,7 @@ def test_a_running_turn_ticks_ends_in_its_row_and_new_ones_are_announced(
         expect(clock).to_have_text(re.compile(r"^\d+\.\d s$"))
         first = clock.inner_text()
         expect(clock).not_to_have_text(first)
+        api.ask(someone("Carl Kahn"), f"script:enough {bob} has seen it")
     eventually(lambda: outcome_of(omni2, row.get_attribute("data-turn-id") or ""), "it has ended")
     newer = api.ask(bob, "script:plain and another")
     eventually(lambda: outcome_of(omni2, newer["turn_id"]), "stored")
