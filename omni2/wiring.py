@@ -44,6 +44,9 @@ logger = logging.getLogger(__name__)
 DRAIN_S = env.integer("OMNI2_DRAIN_S", 10, low=0, high=600)
 """How long running answers may go on after SIGTERM, and then how long the queue may take to empty."""
 
+JUST_COME_S = 0.3
+"""How long whoever connected just before SIGTERM has to send his request: until then nothing tells that he is there."""
+
 LAST_WORDS_S = 2.0
 """How long a cancelled answer has to close its tree and tell its client."""
 
@@ -146,6 +149,7 @@ class _Ending:
     async def _drain(self, number: int) -> None:
         try:
             stop_listening(self.before)
+            await asyncio.sleep(JUST_COME_S)
             await drain()
         finally:
             self.before(number, None)

@@ -13,7 +13,9 @@ Daphne serves, or uvicorn with OMNI2_TEST_SERVER=uvicorn. A start takes about fo
 module share one where it can. All ends with the `with`, and also when pytest is killed.
 """
 
+import fcntl
 import os
+import random
 import shutil
 import signal
 import socket
@@ -28,7 +30,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -64,9 +66,27 @@ def eventually(check: Callable[[], Any], what: str = "", *, limit_s: float = EVE
         time.sleep(0.05)
 
 
+PORTS = range(20_000, 32_000)
+"""Below those that Linux gives to whoever asks for any, so none is taken between its choice and its use."""
+
+_ports_held: list[IO[str]] = []
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
+    """A port that nobody has now; no other run of tests on this machine gets it while this process lives."""
+    locks = Path(tempfile.gettempdir(), f"omni2-test-ports-{os.getuid()}")
+    locks.mkdir(exist_ok=True)
+    for port in random.sample(PORTS, len(PORTS)):
+        lock = (locks / str(port)).open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            lock.close()
+            continue
+        _ports_held.append(lock)
+        return port
+    raise AssertionError(f"none of the ports {PORTS.start} to {PORTS.stop} is free")
 
 
 def get(url: str, *, timeout_s: float = 5) -> tuple[int, bytes]:

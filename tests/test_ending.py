@@ -1,14 +1,17 @@
 """A process that is asked to end hears its clients out: also those whose turn is over but who have not heard so."""
 
+import socket
 import threading
+import time
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import psycopg
 import pytest
 
 from tests.llm_server import LlmServer
-from tests.running import Running, eventually, running
+from tests.running import Running, eventually, get, running
 
 pytestmark = pytest.mark.slow
 
@@ -46,6 +49,24 @@ def test_it_ends_only_when_a_client_has_heard_that_its_turn_is_done(
             omni2.web[0].ask_to_end()
             client.join(30)
         assert heard[-1:] == ["event: done"], omni2.web[0].output
+
+
+@pytest.mark.parametrize("server", ["daphne", "uvicorn"])
+def test_whoever_has_just_connected_is_answered(monkeypatch: pytest.MonkeyPatch, server: str) -> None:
+    """His request comes when the process has been asked to end already, and nothing else keeps it."""
+    monkeypatch.setenv("OMNI2_TEST_SERVER", server)
+    with running() as omni2:
+        # what is drained is set up by the first request below Django
+        assert httpx2.post(f"{omni2.url}/api/v1/ask", json={"message": "Hello"}).status_code == 401
+        where = urlsplit(omni2.url)
+        with socket.create_connection((where.hostname, where.port), timeout=30) as client:
+            # so that it is accepted, as the one before it must have been
+            assert get(omni2.url + "/healthz")[0] == 200
+            omni2.web[0].ask_to_end()
+            time.sleep(0.1)
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.1 200 "), omni2.web[0].output
+        eventually(lambda: not omni2.web[0].alive, "it ends")
 
 
 def ended(omni2: Running) -> Any:
