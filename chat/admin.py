@@ -78,6 +78,11 @@ class LimitsAdmin(ModelAdmin):  # type: ignore[misc]
     def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
         return (self.whose, "in_force") if obj else ("in_force",)
 
+    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        if db_field.name in LABELS:
+            kwargs["label"] = LABELS[db_field.name]
+        return super().formfield_for_dbfield(db_field, request, **kwargs)
+
     @admin.display(description="requests")
     def requests(self, row: Limits) -> str:
         return _numbers(row, "requests_unlimited")
