@@ -88,7 +88,8 @@ def test_a_token_comes_while_the_model_still_speaks_and_a_client_that_leaves_is_
     """The model says a few words and hangs: what nginx gathers would never come."""
     with client.stream(**ask("script:hang_in_middle", bearer)) as answer:
         assert answer.status_code == 200
-        assert any(line == "event: token" for line in answer.iter_lines())
+        lines = answer.iter_lines()  # kept: when it goes, the connection goes
+        assert any(line == "event: token" for line in lines)
         seen = llm.requests[-1]
         assert not seen.over.is_set()
     eventually(lambda: seen.aborted, "the model is let go when the client has gone")
