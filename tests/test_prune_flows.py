@@ -22,7 +22,7 @@ from flows.retention import Retention
 from flows.tests.ledger_cast import BOB, admit, settle
 from flows.tests.test_pruning import SECOND, stored_turns, turn
 from monitoring.models import Omni2Config
-from omni2 import wiring
+from omni2 import upkeep
 from omni2.accounts.models import User
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -198,7 +198,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def daily() -> Retention:
-    return Retention(wiring.days_kept)
+    return Retention(upkeep.days_kept)
 
 
 @pytest.mark.usefixtures("at_once")
@@ -274,7 +274,7 @@ def test_it_never_delays_the_loop_beside_which_it_works() -> None:
         calls.append(threading.current_thread())
         go_on.wait(30)
 
-    aside = wiring._Aside("pruning", work)
+    aside = upkeep._Aside("pruning", work)
     aside()
     aside()
     deadline = time.monotonic() + 30

@@ -62,3 +62,18 @@ def test_it_starts_once_and_before_any_turn_even_if_the_first_client_leaves() ->
             timeout=120,
         )
     assert done.stdout.strip() == "started once", done.stderr
+
+
+@pytest.mark.parametrize(
+    "part", ["omni2.upkeep", "omni2.management.commands.up", "omni2.management.commands.persister"]
+)
+def test_who_needs_no_model_loads_none(part: str) -> None:
+    """Models, tools and the admin are more memory than all the rest of a persister, and seconds of the start."""
+    program = f"import sys, importlib, django; django.setup(); importlib.import_module({part!r}); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=BASE_DIR, capture_output=True, text=True, check=True, timeout=120
+    )
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert part.partition(".")[0] in loaded
+    assert not loaded & {"pydantic_ai", "openai", "mcp", "fastmcp", "genai_prices"}
+    assert "chat.admin" not in done.stdout.split()

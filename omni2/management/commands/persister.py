@@ -5,14 +5,14 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from omni2 import wiring
+from omni2 import upkeep
 
 
 class Command(BaseCommand):
     help = "Move checkpoints from Redis to PostgreSQL, and end the turns of dead web processes. Runs until SIGTERM."
 
     def handle(self, *args: Any, **options: Any) -> None:
-        worker = wiring.persister()
+        worker = upkeep.persister()
         signal.signal(signal.SIGTERM, worker.stop)
         signal.signal(signal.SIGINT, worker.stop)
         worker.run()

@@ -15,7 +15,7 @@ from django.db import Error
 
 from flows import ledger_words as words
 from flows.pruning import BATCH_CHECKPOINTS, LEAST_AGE, Batch, Old, Pruner, border_before, border_of_days, count_old
-from omni2 import wiring
+from omni2 import upkeep
 
 BUSY_PAUSE_S = 0.2
 SAID_EVERY_S = 5.0
@@ -67,13 +67,13 @@ class Command(BaseCommand):
             old = count_old(border)
             self.stdout.write(f"Before {border:%Y-%m-%d %H:%M:%S} UTC ended {_counted(old.turns, old.checkpoints)}.")
             if not options["dry_run"]:
-                self._prune(wiring.pruner(border, batch=batch), old)
+                self._prune(upkeep.pruner(border, batch=batch), old)
         except Error as problem:
             raise CommandError(f"PostgreSQL does not answer: {type(problem).__name__}", returncode=2) from None
 
     @staticmethod
     def _border_of_the_setting() -> datetime:
-        days = wiring.days_kept()
+        days = upkeep.days_kept()
         if not days:
             raise CommandError(
                 "The setting `retention` keeps turns for ever; name an age with --older-than, as in 90d", returncode=2
