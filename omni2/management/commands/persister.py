@@ -10,6 +10,8 @@ from omni2 import upkeep
 
 class Command(BaseCommand):
     help = "Move checkpoints from Redis to PostgreSQL, and end the turns of dead web processes. Runs until SIGTERM."
+    # they load every URL, with models, tools and the admin behind them: `manage.py check` and the tests run them
+    requires_system_checks: list[str] = []
 
     def handle(self, *args: Any, **options: Any) -> None:
         worker = upkeep.persister()
