@@ -149,7 +149,11 @@ async def _round(sides: dict[str, Side]) -> dict[str, Figure]:
 
 
 def _in_turn(names: list[str], number: int) -> list[str]:
-    return names[number % len(names) :] + names[: number % len(names)]
+    """Another one first each time, and every other time backwards: what one leaves behind to be done meets each of
+    the others as often."""
+    first = number // 2 % len(names)
+    turned = names[first:] + names[:first]
+    return turned if number % 2 == 0 else turned[::-1]
 
 
 def _figure(chats: "Sequence[Chat]", cpu_s: float, alone: "Sequence[Chat]" = ()) -> Figure:
