@@ -270,9 +270,11 @@ class Watcher:
         except ValueError:
             return None
         if isinstance(word, dict) and word.get("type") == "ack" and isinstance(word.get("cursor"), str):
+            waits_for_it = not self._credit.left
             self._credit.give_back(word["cursor"])
-            self._mind_credit()
-            self.wake()
+            if waits_for_it:
+                self._mind_credit()
+                self.wake()
         return None
 
     def may_still_watch(self, admission: Admission) -> None:
