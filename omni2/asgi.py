@@ -34,6 +34,7 @@ from chat.openai_routes import refuse_while_ending as refuse_openai_while_ending
 from monitoring.routing import websocket_application
 from omni2 import wiring
 from omni2.intake import intake
+from omni2.lasting import keep_for_good
 from omni2.proxies import as_the_proxy_says
 from omni2.whole import whole_or_broken_off
 
@@ -44,12 +45,18 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
 
+async def prepare() -> None:
+    """Beside the first requests: load what later ones need."""
+    await warm_up()
+    keep_for_good()
+
+
 async def application(scope: Scope, receive: Receive, send: Send) -> None:
     """Start what this process needs on its first request (Daphne has no lifespan), then route."""
     kind = scope["type"]
     if kind == "lifespan":
-        return await wiring.lifespan(receive, send, warm_up)
-    await wiring.start(warm_up)
+        return await wiring.lifespan(receive, send, prepare)
+    await wiring.start(prepare)
     scope = as_the_proxy_says(scope, settings.TRUSTED_PROXIES)
     if kind == "websocket":
         return await websocket_application(scope, receive, send)

@@ -1,5 +1,6 @@
 """A web process starts its background work with its first request, whatever becomes of that."""
 
+import os
 import subprocess
 import sys
 
@@ -80,3 +81,19 @@ def test_who_needs_no_model_loads_none(command: str) -> None:
     loaded = set(done.stdout.split())
     assert f"omni2.management.commands.{command}" in loaded
     assert not loaded & {"pydantic_ai", "openai", "mcp", "fastmcp", "genai_prices", "chat.admin", "omni2.urls"}
+
+
+def test_what_a_web_process_has_loaded_is_out_of_the_collectors_sight() -> None:
+    program = "import asyncio, gc; from omni2 import asgi; asyncio.run(asgi.prepare()); print(gc.get_freeze_count())"
+    environment = {**os.environ, "LLM_MODEL": "scripted"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=BASE_DIR,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 100_000
