@@ -16,6 +16,7 @@ from chat import doors, endpoint, turn
 from chat.models import TurnUsage
 from chat.tests.conftest import Call
 from omni2.database import in_database
+from tests.running import eventually
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("chatting")]
 
@@ -116,6 +117,13 @@ def holding(db: None) -> Iterator[Callable[[Any], None]]:
         yield lambda user: session.execute(
             "SELECT pg_advisory_lock(hashtextextended(%s, 0))", [f"omni2 usage of {user.pk}"]
         )
+        # whoever waited goes on now, and must not meet the TRUNCATE after the test
+        session.execute("SELECT pg_advisory_unlock_all()")
+        busy = (
+            "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            " AND state IN ('active', 'idle in transaction') AND backend_type = 'client backend'"
+        )
+        eventually(lambda: session.execute(busy).fetchone() is None, "the held admissions are over")
 
 
 async def test_a_database_that_answers_nobody_is_not_waited_for_long(

@@ -123,8 +123,10 @@ async function showApprovals(exchange) {
 // The same for turns that are not on this page.
 async function showElsewhere() {
   const place = document.getElementById("elsewhere");
+  const asked = await waiting();
+  // looked at only now: a question may have been asked here meanwhile
   const here = new Set([...lines.querySelectorAll(".exchange")].map((exchange) => exchange.dataset.turnId));
-  const cards = (await waiting()).filter((one) => !here.has(one.turn_id)).map((one) => approvalCard(one));
+  const cards = asked.filter((one) => !here.has(one.turn_id)).map((one) => approvalCard(one));
   if (!cards.length) return;
   place.replaceChildren(element("p", { text: "In an answer that is not on this page:" }), ...cards);
   place.hidden = false;
