@@ -93,7 +93,7 @@ class UserBlock(models.Model):
         ordering: ClassVar[list[str]] = ["-blocked_at"]
 
     def __str__(self) -> str:
-        return f"{self.user} is blocked"
+        return f"{self.user.get_full_name()} is blocked"
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Saved; every process looks at once, after the commit, what it must stop."""
@@ -201,7 +201,7 @@ class UserLimits(Limits):
         indexes = [models.Index("user", name="idx_user_limits_beyond_day", condition=_sets_any(*BEYOND_THE_DAY))]
 
     def __str__(self) -> str:
-        return f"limits of {self.user}"
+        return f"limits of {self.user.get_full_name()}"
 
 
 class GroupLimits(Limits):

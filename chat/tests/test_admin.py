@@ -127,6 +127,7 @@ def test_the_form_shows_what_is_in_force_and_from_where(ada: Any, bob: Any, brow
     browser = browser_of(ada)
     shown = " ".join(strip_tags(browser.get(f"/admin/chat/userlimits/{own.pk}/change/").content.decode()).split())
     assert "Requests a minute: 12 (own; 0 used)" in shown
+    assert f"imits of {bob.get_full_name()}" in shown
     assert "US dollars a month:" in shown
     assert "usd per" not in shown, "the fields have the names that the settings give them"
     assert "Tokens a day: 777,000 (group &lt;i&gt;Research&lt;/i&gt;; 0 used)" in shown
