@@ -51,18 +51,25 @@ asyncio.run(main())
 """
 
 
+def said_by(program: str, **environment: str) -> str:
+    """What these lines of Python print, in a process of their own."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=BASE_DIR,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_it_starts_once_and_before_any_turn_even_if_the_first_client_leaves() -> None:
     with running(web=0, persisters=0) as omni2:
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM],
-            cwd=BASE_DIR,
-            env={**omni2.environment, "DJANGO_SETTINGS_MODULE": "omni2.settings"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-    assert done.stdout.strip() == "started once", done.stderr
+        environment = {**omni2.environment, "DJANGO_SETTINGS_MODULE": "omni2.settings"}
+        assert said_by(PROGRAM, **environment).strip() == "started once"
 
 
 @pytest.mark.parametrize("command", ["up", "persister"])
@@ -74,26 +81,11 @@ def test_who_needs_no_model_loads_none(command: str) -> None:
         f"assert load_command_class('omni2', {command!r}).requires_system_checks == [], 'they load every URL'\n"
         "print(*sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=BASE_DIR, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    loaded = set(done.stdout.split())
+    loaded = set(said_by(program).split())
     assert f"omni2.management.commands.{command}" in loaded
     assert not loaded & {"pydantic_ai", "openai", "mcp", "fastmcp", "genai_prices", "chat.admin", "omni2.urls"}
 
 
 def test_what_a_web_process_has_loaded_is_out_of_the_collectors_sight() -> None:
     program = "import asyncio, gc; from omni2 import asgi; asyncio.run(asgi.prepare()); print(gc.get_freeze_count())"
-    environment = {**os.environ, "LLM_MODEL": "scripted"}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=BASE_DIR,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 100_000
+    assert int(said_by(program, LLM_MODEL="scripted")) > 100_000
