@@ -28,8 +28,7 @@ INSTALLED_APPS = [
     "unfold",
     "unfold.contrib.filters",
     "unfold.contrib.forms",
-    # registered by omni2.urls: what the admin needs is of no use to a persister
-    "django.contrib.admin.apps.SimpleAdminConfig",
+    "omni2.apps.LateAdminConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from omni2.env import BASE_DIR
+from omni2.shell import ADMIN_PLACES
 from tests.running import running
 
 pytestmark = pytest.mark.slow
@@ -84,6 +85,20 @@ def test_who_needs_no_model_loads_none(command: str) -> None:
     loaded = set(said_by(program).split())
     assert f"omni2.management.commands.{command}" in loaded
     assert not loaded & {"pydantic_ai", "openai", "mcp", "fastmcp", "genai_prices", "chat.admin", "omni2.urls"}
+
+
+def test_all_of_the_admin_is_checked_whatever_is_loaded_before() -> None:
+    """Django runs its checks in no certain order: here the admin's come first, after one page alone is registered."""
+    program = (
+        "import django; django.setup()\n"
+        "from chat import admin_tools\n"
+        "from django.contrib import admin\n"
+        "from django.core.checks import run_checks\n"
+        "print(run_checks(tags=['admin']), len(admin.site._registry))"
+    )
+    errors, _, registered = said_by(program).strip().rpartition(" ")
+    assert errors == "[]"
+    assert int(registered) >= len(ADMIN_PLACES)
 
 
 def test_what_a_web_process_has_loaded_is_out_of_the_collectors_sight() -> None:

@@ -56,5 +56,6 @@ export async function copy(text, from) {
   announce("Copied");
 }
 
+// A dialog just closed keeps the focus until the page is drawn again: what is typed then is for the page.
 export const typing = (event) =>
-  event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("input, textarea, select, dialog, [contenteditable]");
+  event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("input, textarea, select, dialog[open], [contenteditable]");

@@ -375,7 +375,7 @@ document.addEventListener("visibilitychange", () => document.hidden || ask());
 document.addEventListener("keydown", (event) => {
   // on many keyboards a bracket needs AltGr, which counts as Ctrl and Alt
   const by = { "[": -1, "]": 1 }[event.key];
-  if (by && !event.target.closest?.("input, textarea, select, dialog")) return goBeside(by);
+  if (by && !event.target.closest?.("input, textarea, select, dialog[open]")) return goBeside(by);
   if (typing(event)) return;
   if (event.key === "j") tree.moveFocus(1);
   else if (event.key === "k") tree.moveFocus(-1);
