@@ -72,11 +72,12 @@ PORTS = range(20_000, 32_000)
 _ports_held: list[IO[str]] = []
 
 
-def free_port() -> int:
-    """A port that nobody has now; no other run of tests on this machine gets it while this process lives."""
+def free_port(*wanted: int) -> int:
+    """A port that nobody has now, `wanted` if it is free; no other run of tests on this machine gets it while this
+    process lives."""
     locks = Path(tempfile.gettempdir(), f"omni2-test-ports-{os.getuid()}")
     locks.mkdir(exist_ok=True)
-    for port in random.sample(PORTS, len(PORTS)):
+    for port in (*wanted, *random.sample(PORTS, len(PORTS))):
         lock = (locks / str(port)).open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,18 +48,11 @@ ASK = """\
 CHECK = "   curl http://localhost:8090/api/v1/monitoring/flows/user/test@example.com"
 
 
-def port_for_the_original() -> int:
-    """8090 as in the original; another one where something else already has that."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        return PORT if probe.connect_ex(("127.0.0.1", PORT)) else free_port()
-
-
 @pytest.fixture(scope="module")
 def omni2() -> Iterator[Running]:
-    """Omni2 on port 8090, with nobody in it but Ada."""
+    """Omni2 on port 8090, if that is free, with nobody in it but Ada."""
     with LlmServer() as llm, running(web=0, **llm.environment) as started:
-        port = port_for_the_original()
+        port = free_port(PORT)
         words = commands.with_python(commands.web("127.0.0.1", port))
         started.web.append(Process("web", words, started.environment, started.folder / "web.log"))
         started.urls.append(f"http://localhost:{port}")

@@ -47,8 +47,7 @@ def started(llm: LlmServer, **environment: str) -> Iterator[tuple[Running, dict[
 @contextmanager
 def adder(folder: Path) -> Iterator[int]:
     """The document's own server, on another port if 8765 is taken."""
-    with socket.socket() as probe:
-        port = 8765 if probe.connect_ex(("127.0.0.1", 8765)) else free_port()
+    port = free_port(8765)
     script = folder / "adder.py"
     script.write_text(SERVER.replace("8765", str(port)))
     program = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
