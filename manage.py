@@ -11,7 +11,9 @@ def main() -> None:
     from django.db import OperationalError
 
     from omni2.env import EnvironmentProblem
+    from omni2.lasting import look_less_often
 
+    look_less_often()
     try:
         execute_from_command_line(sys.argv)
     except EnvironmentProblem as problem:

@@ -17,7 +17,9 @@ from django.core.asgi import get_asgi_application
 from django.core.exceptions import ImproperlyConfigured
 
 from omni2.database import limit_statements
+from omni2.lasting import keep_for_good, loading_begins, loading_ends
 
+loading_begins()
 django_application = get_asgi_application()
 
 if not settings.SECRET_KEY_CONFIGURED:
@@ -34,10 +36,10 @@ from chat.openai_routes import refuse_while_ending as refuse_openai_while_ending
 from monitoring.routing import websocket_application
 from omni2 import wiring
 from omni2.intake import intake
-from omni2.lasting import keep_for_good
 from omni2.proxies import as_the_proxy_says
 from omni2.whole import whole_or_broken_off
 
+loading_ends()
 checked_django_application = whole_or_broken_off(intake(django_application))
 
 Scope = dict[str, Any]

@@ -6,6 +6,7 @@ one process: starting more would take longer than they save. `-n 0` and `-n 4` d
 """
 
 import argparse
+import gc
 import os
 
 import pytest
@@ -40,6 +41,18 @@ def workers(options: argparse.Namespace) -> int:
 @pytest.hookimpl(tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return workers(config.option)
+
+
+def pytest_configure() -> None:
+    """Nothing that is loaded is garbage."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays: the collector need not look at it in every test."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)
