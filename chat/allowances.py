@@ -15,11 +15,13 @@ from chat.models import GroupLimits, UserLimits
 from chat.standing import NEAR
 from chat.usage import about_everybody, usage_of
 from flows.history import wire_time
+from omni2.accounts.access import record_access
 from omni2.accounts.models import User
 
 VIEW = "chat.view_dailyusage"
 """The right to see what others use."""
 
+LOOKED = "usage_opened"
 OWN, DEFAULT = "own", "default"
 State = Literal["ok", "near", "over"]
 
@@ -52,6 +54,14 @@ class Allowance:
             "remaining": limit.remaining,
             "resets_at": None if limit.resets_at is None else wire_time(limit.resets_at),
         }
+
+
+def note_look(reader: User, subject: User | None = None, **filters: Any) -> None:
+    """One line of the access log for a look at another's usage, or, without a subject, at everybody's; nothing for
+    one's own."""
+    if subject is None or subject.pk != reader.pk:
+        detail = {"opened": "usage" if subject else "everybody's usage", **{k: v for k, v in filters.items() if v}}
+        record_access(actor=reader, action=LOOKED, subject_user_id=subject.user_id if subject else None, detail=detail)
 
 
 def allowances_of(user: User) -> list[Allowance]:

@@ -21,7 +21,7 @@ from omni2.accounts.models import User
 from omni2.schema import ERROR, FIELD_ERRORS
 
 ERRORS = {400: FIELD_ERRORS, 401: ERROR, 403: ERROR, 404: ERROR, 503: ERROR}
-BLOCK, UNBLOCK = "chat.add_userblock", "chat.delete_userblock"
+BLOCK, UNBLOCK, SEE_BLOCKS = "chat.add_userblock", "chat.delete_userblock", "chat.view_userblock"
 TURN_ID = OpenApiParameter("turn_id", OpenApiTypes.UUID, OpenApiParameter.PATH)
 USER_ID = OpenApiParameter("user_id", str, OpenApiParameter.PATH, description="e-mail address")
 
@@ -93,7 +93,20 @@ class BlockedSerializer(serializers.Serializer[Any]):
     message = serializers.CharField()
     reason = serializers.CharField()
     blocked_by = serializers.CharField()
+    blocked_by_name = serializers.CharField(allow_blank=True)
     blocked_at = serializers.DateTimeField()
+
+
+class StandingSerializer(serializers.Serializer[Any]):
+    """Whether a user is blocked, and by whom and why: null when he is not."""
+
+    user_id = serializers.CharField()
+    blocked = serializers.BooleanField()
+    message = serializers.CharField(allow_null=True)
+    reason = serializers.CharField(allow_null=True)
+    blocked_by = serializers.CharField(allow_null=True)
+    blocked_by_name = serializers.CharField(allow_null=True)
+    blocked_at = serializers.DateTimeField(allow_null=True)
 
 
 class UnblockedSerializer(serializers.Serializer[Any]):
@@ -107,6 +120,16 @@ class Block(APIView):
     """Block a user from the chat, and let him in again."""
 
     permission_classes = (IsAuthenticated,)
+
+    @extend_schema(parameters=[USER_ID], responses={200: StandingSerializer, **ERRORS})
+    def get(self, request: Request, user_id: str) -> Response:
+        """Whether a user is blocked from the chat, since when, by whom and why. Needs chat.view_userblock or
+        chat.add_userblock."""
+        _allowed(request, SEE_BLOCKS, BLOCK)
+        user = _user(user_id)
+        block = UserBlock.objects.select_related("blocked_by").filter(user=user).first()
+        facts = dict.fromkeys(("message", "reason", "blocked_by", "blocked_by_name", "blocked_at")) | _facts(block)
+        return Response({"user_id": user.user_id, "blocked": block is not None, **facts})
 
     @extend_schema(
         parameters=[USER_ID], request=BlockSerializer, responses={201: BlockedSerializer, **ERRORS, 409: ERROR}
@@ -126,8 +149,7 @@ class Block(APIView):
         except IntegrityError:
             raise Conflict("already_blocked", "This user is blocked already.") from None
         block.refresh_from_db(fields=["blocked_at"])
-        said = {"user_id": user.user_id, **asked, "blocked_by": by.user_id, "blocked_at": wire_time(block.blocked_at)}
-        return Response(said, status=201)
+        return Response({"user_id": user.user_id, **_facts(block)}, status=201)
 
     @extend_schema(parameters=[USER_ID], responses={200: UnblockedSerializer, **ERRORS})
     def delete(self, request: Request, user_id: str) -> Response:
@@ -141,9 +163,23 @@ class Block(APIView):
         return Response({"user_id": user.user_id, "was_blocked": bool(ended)})
 
 
-def _allowed(request: Request, right: str) -> User:
-    if not request.user.has_perm(right):
-        raise PermissionDenied(f"This needs the right {right}.")
+def _facts(block: UserBlock | None) -> dict[str, Any]:
+    if block is None:
+        return {}
+    by = block.blocked_by
+    return {
+        "message": block.message,
+        "reason": block.reason,
+        "blocked_by": by and by.user_id,
+        "blocked_by_name": by and by.name,
+        "blocked_at": wire_time(block.blocked_at),
+    }
+
+
+def _allowed(request: Request, *rights: str) -> User:
+    """Who asks, if he has one of these rights."""
+    if not any(map(request.user.has_perm, rights)):
+        raise PermissionDenied(f"This needs the right {' or '.join(rights)}.")
     return cast(User, request.user)
 
 

@@ -11,7 +11,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from chat.allowances import VIEW, Person, allowances_of, everybody
+from chat.allowances import VIEW, Person, allowances_of, everybody, note_look
 from flows.serializers import UserIdField
 from omni2.accounts.models import User
 from omni2.schema import ERROR, FIELD_ERRORS
@@ -89,6 +89,7 @@ class Usage(APIView):
         query = UsageQuery(data=request.query_params)
         query.is_valid(raise_exception=True)
         user = _whose(cast(User, request.user), query.validated_data.get("user_id"))
+        note_look(cast(User, request.user), user)
         limits = [{**each.as_wire(), "set_by": each.source} for each in allowances_of(user)]
         return Response({"user_id": user.user_id, "timezone": settings.USAGE_TZ, "limits": limits})
 
@@ -118,6 +119,7 @@ class UsersUsage(APIView):
         people, more = everybody(
             asked["window"], after=_place(asked["cursor"]), words=asked["q"], only_near=asked["near"], most=PAGE
         )
+        note_look(cast(User, request.user), **asked)
         following = place_after(people[-1]) if more else None
         users = [{**_person(each), "limits": [limit.as_wire() for limit in each.allowances]} for each in people]
         return Response({"window": asked["window"], "users": users, "next": following})

@@ -17,7 +17,7 @@ from django.urls import URLPattern, URLResolver, path
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
-from chat.allowances import VIEW, Allowance, Person, allowances_of, everybody
+from chat.allowances import VIEW, Allowance, Person, allowances_of, everybody, note_look
 from chat.limits import LIMITS
 from flows.words import count, money
 from omni2.accounts.models import User
@@ -86,7 +86,8 @@ def _when(moment: datetime, zone: ZoneInfo) -> str:
 @never_cache
 @login_required
 def usage(request: HttpRequest) -> HttpResponse:
-    """One's own usage: three queries; with the right to see everybody's two more, and those of the shell."""
+    """One's own usage: three queries, and those of the shell; with the right to see everybody's two more and a line of
+    the access log."""
     user, zone = cast(User, request.user), zone_of(request)
     own = allowances_of(user)
     sees_all = user.has_perm(VIEW)
@@ -111,6 +112,7 @@ def _everybody(request: HttpRequest, zone: ZoneInfo) -> dict[str, Any]:
     only_near = request.GET.get("near") == "1"
     after = request.GET.get("after", "").replace("\0", "")[:255]
     people, more = everybody(window, after=after, words=words, only_near=only_near, most=PAGE)
+    note_look(cast(User, request.user), window=window, q=words, near=only_near, after=after)
     chosen = {"window": window, "q": words, "near": "1" if only_near else ""}
     return {
         "window": window,

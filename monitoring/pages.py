@@ -61,6 +61,7 @@ def live(request: HttpRequest) -> HttpResponse:
         "may_view": user.has_perm("flows.view"),
         "may_stop": user.has_perm("chat.stop"),
         "may_block": user.has_perm("chat.add_userblock"),
+        "may_unblock": user.has_perm("chat.delete_userblock"),
         "live": "on" if settings.REDIS_ENABLED else "off",
         "most_panels": MOST_PANELS,
         "max_ttl_hours": times.max_ttl_hours,

@@ -90,6 +90,7 @@ POST   /api/v1/turns/{turn_id}/approvals/{call_id}                 401    400   
 GET    /api/v1/turns/export                                        401    200      200       200        200
 GET    /api/v1/turns/export?user_id={user_id}                      401    403      200       200        200
 POST   /api/v1/turns/{turn_id}/stop                                401    404      404       409        409
+GET    /api/v1/users/{user_id}/block                               401    403      403       403        200
 POST   /api/v1/users/{user_id}/block                               401    403      403       403        201
 DELETE /api/v1/users/{user_id}/block                               401    403      403       403        200
 GET    /api/v1/usage                                               401    200      200       200        200

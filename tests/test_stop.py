@@ -242,9 +242,13 @@ def test_a_block_stops_what_runs_by_whatever_door_it_comes(omni2: Running, model
     assert (refused.status, refused.answer["code"]) == (403, "user_blocked")
     if door == "api":
         assert post(omni2, f"/api/v1/users/{user_id}/block", ada, told).status_code == 409
+        facts = {**blocked.json(), "blocked": True, "blocked_by_name": "Ada Lovelace"}
+        assert post(omni2, f"/api/v1/users/{user_id}/block", ada, method="GET").json() == facts
         for was_blocked in (True, False):
             lifted = post(omni2, f"/api/v1/users/{user_id}/block", ada, method="DELETE")
             assert lifted.json() == {"user_id": user_id, "was_blocked": was_blocked}
+        nothing = dict.fromkeys(facts) | {"user_id": user_id, "blocked": False}
+        assert post(omni2, f"/api/v1/users/{user_id}/block", ada, method="GET").json() == nothing
         assert Asking(omni2, token, "Hello again?").over().events[-1][0] == "done"
 
 

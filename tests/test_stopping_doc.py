@@ -39,7 +39,7 @@ def test_the_worked_example_works(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{done.stderr}\n{done.stdout}"
         model.wait_until(lambda: model.aborted)
     answers = {int(part.split("\n", 1)[0]): part.split("\n", 1)[1] for part in done.stdout.split("@@")[1:]}
-    assert len(shown) == 3
+    assert len(shown) == 4
     for number, example in shown.items():
         same_shape(example, json.loads(answers[number]), f"block {number}")
     assert "event: error\n" in done.stdout

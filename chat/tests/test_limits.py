@@ -18,6 +18,7 @@ from chat.standing import nearly_used, rate_limit_headers
 from chat.tests.test_usage import in_threads, let_in
 from chat.usage import Totals, charge, settle_abandoned, usage_of, withdraw
 from monitoring.config import UsageLimits
+from omni2.accounts.models import AccessLog
 from tests.people import PASSWORD, issue_token, make_person
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -384,6 +385,24 @@ def test_anothers_is_for_who_may_see_it_and_says_nothing_else(bob: Any, charlie:
     assert got(charlie, f"/api/v1/usage?user_id={bob.user_id}").status_code == 200
     assert got(charlie, "/api/v1/usage/users").status_code == 200
     assert Browser().get("/api/v1/usage").status_code == 401
+
+
+def test_who_looks_at_others_is_in_the_access_log(bob: Any, ada: Any) -> None:
+    """Once a look; neither one's own nor what is refused."""
+    got(bob)
+    got(bob, f"/api/v1/usage?user_id={bob.user_id}")
+    got(bob, f"/api/v1/usage?user_id={ada.user_id}")
+    signed_in(bob).get("/usage/")
+    assert not AccessLog.objects.filter(action="usage_opened").exists()
+    got(ada, f"/api/v1/usage?user_id={bob.user_id}")
+    got(ada, "/api/v1/usage/users?window=month&near=true")
+    signed_in(ada).get("/usage/?q=b%00")
+    lines = AccessLog.objects.filter(action="usage_opened").order_by("id")
+    assert [(line.actor, line.subject_user_id, line.detail) for line in lines] == [
+        (ada.user_id, bob.user_id, {"opened": "usage"}),
+        (ada.user_id, None, {"opened": "everybody's usage", "window": "month", "near": True}),
+        (ada.user_id, None, {"opened": "everybody's usage", "window": "day", "q": "b"}),
+    ]
 
 
 def test_everybodys_usage_comes_a_page_at_a_time(

@@ -66,7 +66,7 @@ class Panel {
     this.timer = element("details", { className: "menu" });
     this.timeLeft = element("span");
     const close = button("", { symbol: "close", className: "icon-button", label: "Close this panel", title: "Close this panel" }, () => select(this.userId, false));
-    const block = page.may_block ? blockButton(this.userId, () => nameOf(this.userId)) : null;
+    const block = page.may_block && others.get(this.userId)?.known !== false ? blockButton(this.userId, () => nameOf(this.userId), { mayEnd: page.may_unblock }) : null;
     this.note = element("div", { className: "panel-note", attributes: { hidden: "" } });
     this.empty = element("div", { className: "panel-empty" });
     this.body = element("div", { className: "panel-body", attributes: { tabindex: "-1" } });

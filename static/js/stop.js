@@ -3,7 +3,7 @@
 
 import { announce, button, element } from "./dom.js";
 import { send } from "./send.js";
-import { short } from "./format.js";
+import { instant, moment, short } from "./format.js";
 
 const REASON = { name: "reason", label: "Reason", hint: "for admins", most: 500 };
 const MESSAGE = { name: "message", label: "Message", hint: "shown to the user", most: 500 };
@@ -47,23 +47,59 @@ export class StopButton {
 }
 
 // A button that blocks a user. `nameOf()` is what he is called now.
-export function blockButton(userId, nameOf) {
-  const made = button("", { symbol: "block", className: "icon-button user-block", label: "Block", title: "Block this user" }, () => {
-    if (made.getAttribute("aria-disabled") === "true") return;
-    ask({
-      title: `Block ${short(nameOf(), 60)}`,
-      about: "His running turns are stopped at once, and he may not ask until somebody ends the block.",
-      fields: [{ ...MESSAGE, most: 2000 }, { ...REASON, most: 2000 }],
-      verb: "Block",
-      back: () => made,
-    }, async (said) => {
-      await send(`/api/v1/users/${encodeURIComponent(userId)}/block`, said);
-      made.setAttribute("aria-disabled", "true");
-      made.title = "Blocked";
-      made.setAttribute("aria-label", "Blocked");
-      announce(`${nameOf()} is blocked`);
-    });
+// `Blocked 14:02 by Ada Lovelace: “ticket 7”.`
+function standing({ blocked_at: at, blocked_by: by, blocked_by_name: name, reason }) {
+  const who = name || by;
+  return `Blocked ${moment(instant(at))}${who ? ` by ${who}` : ""}${reason ? `: “${short(reason, 160)}”` : ""}.`;
+}
+
+// A button that blocks a user and, for whoever `mayEnd` it, lets him in again. It looks once how he stands.
+export function blockButton(userId, nameOf, { mayEnd }) {
+  const address = `/api/v1/users/${encodeURIComponent(userId)}/block`;
+  const made = button("", { symbol: "block", className: "icon-button user-block" }, () => {
+    if (made.getAttribute("aria-disabled") !== "true") ask(made.dataset.blocked ? letIn() : keepOut(), work);
   });
+
+  const keepOut = () => ({
+    title: `Block ${short(nameOf(), 60)}`,
+    about: "His running turns are stopped at once, and he may not ask until somebody ends the block.",
+    fields: [{ ...MESSAGE, most: 2000 }, { ...REASON, most: 2000 }],
+    verb: "Block",
+    back: () => made,
+  });
+  const letIn = () => ({
+    title: `Let ${short(nameOf(), 60)} in again`,
+    about: `${made.title} He may ask again at once.`,
+    fields: [],
+    verb: "End the block",
+    back: () => made,
+  });
+
+  async function work(said) {
+    const ends = Boolean(made.dataset.blocked);
+    try {
+      const block = await (ends ? send(address, undefined, "DELETE") : send(address, said));
+      draw(ends ? null : block);
+    } catch (failure) {
+      if (failure.code === "already_blocked") look();
+      throw failure;
+    }
+    announce(ends ? `${nameOf()} may ask again` : `${nameOf()} is blocked`);
+  }
+
+  function draw(block) {
+    if (block) made.dataset.blocked = "yes";
+    else delete made.dataset.blocked;
+    made.title = block ? standing(block) : "Block this user";
+    made.setAttribute("aria-label", block ? (mayEnd ? "Blocked: let in again" : "Blocked") : "Block");
+    made.setAttribute("aria-disabled", String(Boolean(block) && !mayEnd));
+  }
+
+  // Whoever may not know, or cannot ask now, has the button all the same: blocking says what is wrong.
+  const look = () => send(address, undefined, "GET").then((said) => draw(said.blocked ? said : null), () => {});
+
+  draw(null);
+  look();
   return made;
 }
 

@@ -1,5 +1,6 @@
 """Stopping and blocking from the pages: the button, the sheet, and the end as it comes."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -118,7 +119,18 @@ def test_an_admin_blocks_a_user_from_his_panel(visit: Visits, api: Api, someone:
         expect(ended).to_be_visible(timeout=LONG_MS)
     assert (answers[0]["code"], answers[0]["detail"]) == ("stopped", "Please see the help desk.")
     expect(ended).to_contain_text("Stopped by Ada Lovelace")
-    expect(panel.get_by_role("button", name="Blocked")).to_be_focused()
+    expect(panel.get_by_role("button", name="Blocked: let in again")).to_be_focused()
+
+    # it is known to whoever opens the panel later, and is ended there
+    ada.reload()
+    blocked = panel.get_by_role("button", name="Blocked: let in again")
+    expect(blocked).to_have_attribute("title", re.compile("^Blocked .+ by Ada Lovelace: “Ticket 7”.$"))
+    blocked.click()
+    sheet = ada.get_by_role("dialog", name="Let Bob Kahn in again")
+    expect(sheet).to_contain_text("Ticket 7")
+    sheet.get_by_role("button", name="End the block").click()
+    expect(panel.get_by_role("button", name="Block", exact=True)).to_be_focused()
+    assert api.ask(bob, "script:plain and now?")["answer"]
 
 
 def test_who_may_not_stop_has_no_button(omni2: Running, visit: Visits, api: Api, someone: Callable[[str], str]) -> None:
