@@ -9,7 +9,7 @@ import pytest
 from flows import keys, log
 from flows.checkpoints import Checkpoint
 from flows.persister import Persister
-from flows.redis import get_redis, sync_client
+from flows.redis import get_redis, sync_client, was_cancelled
 from flows.store import store
 from flows.tracker import FlowTracker
 from monitoring.relay import counts, relay_here, status
@@ -489,7 +489,7 @@ async def test_it_ends_in_peace_while_it_reads_and_unsubscribes(
     await enable(olga, ada.user_id)
 
     async def talk() -> None:
-        while True:
+        while not was_cancelled():
             async with get_redis().pipeline(transaction=False) as pipe:
                 for _ in range(50):
                     pipe.publish(keys.user_channel(BOB), b"nobody listens any more")
@@ -509,6 +509,7 @@ async def test_it_ends_in_peace_while_it_reads_and_unsubscribes(
             await settle(lambda relay=relay: not relay._tasks)
             await asyncio.sleep(0.01)
     talking.cancel()
+    await asyncio.wait([talking])
     assert [record.getMessage() for record in caplog.records if "relay failed" in record.getMessage()] == []
 
 
