@@ -491,10 +491,16 @@ class Wishes:
     own_dialogue: bool = False
     """it keeps the dialogue itself"""
 
+    def withheld_from(self, model: ChatModel) -> Sequence[ToolDefinition]:
+        """The client's tools when this model cannot call any: it answers without, as any model may that is free to
+        choose. Some clients bring tools along with every question."""
+        return () if model.takes_tools else self.tools
+
     def demand(self, model: ChatModel) -> None:
         """Raises ModelFailed for what this model cannot do."""
-        if self.tools and not model.takes_tools:
-            raise ModelFailed("tools_not_supported", f"tools: the model {model.name} cannot call any.")
+        choice = self.settings.get("tool_choice")
+        if self.withheld_from(model) and choice not in (None, "auto", "none"):
+            raise ModelFailed("tools_not_supported", f"tool_choice: the model {model.name} cannot call any tool.")
         if not self.has_images and self.output is None:
             return
         profile: Mapping[str, Any] = model.model.profile
@@ -511,15 +517,18 @@ class Wishes:
         if not self.settings:
             return model.settings
         both: ModelSettings = {**model.settings, **self.settings}
+        if self.withheld_from(model):
+            both.pop("tool_choice", None)
+            both.pop("parallel_tool_calls", None)
         if "max_tokens" in model.settings:
             both["max_tokens"] = min(model.settings["max_tokens"], both["max_tokens"])
         if "extra_headers" in model.settings:
             both["extra_headers"] = {**both["extra_headers"], **model.settings["extra_headers"]}
         return both
 
-    def parameters(self, offered: list[ToolDefinition]) -> ModelRequestParameters:
+    def parameters(self, model: ChatModel, offered: list[ToolDefinition]) -> ModelRequestParameters:
         """The tools and the form of the answer."""
-        tools = list(self.tools) or offered
+        tools = (list(self.tools) or offered) if model.takes_tools else []
         if self.output is None:
             return ModelRequestParameters(function_tools=tools)
         if self.output is not JSON_OBJECT:
@@ -637,6 +646,11 @@ class Dialogue:
             told = tuple(each for each in told if each != INSTRUCTIONS)
         return "\n\n".join(told) or None
 
+    @property
+    def withheld(self) -> list[str]:
+        """The names of the client's tools that this model is not told of."""
+        return [tool.name for tool in self.wishes.withheld_from(self.model)]
+
     def _request(self) -> AbstractAsyncContextManager[StreamedResponse]:
         *before, last = self.messages
         assert isinstance(last, ModelRequest)
@@ -653,8 +667,7 @@ class Dialogue:
         """The tools, for a model that takes any, and what the answer has to be. Raises ModelFailed for a wish that
         this model cannot grant."""
         self.wishes.demand(self.model)
-        offered = self._tools if self.model.takes_tools else []
-        return self.wishes.parameters(offered)
+        return self.wishes.parameters(self.model, self._tools)
 
     def _take(self, response: ModelResponse, reply: Reply) -> None:
         """The round is over: keep what was said, and note which tools are asked for."""

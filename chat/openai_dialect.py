@@ -43,7 +43,7 @@ STATUS: Mapping[str, int] = {
 # The field that is to blame, where the code says it.
 PARAM_OF = {
     "model_not_found": "model",
-    "tools_not_supported": "tools",
+    "tools_not_supported": "tool_choice",
     "images_not_supported": "messages",
     "format_not_supported": "response_format",
     "context_too_long": "messages",

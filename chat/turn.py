@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -295,6 +295,7 @@ class Story:
             attempt=attempt,
             **self._replaced(),
             **self.admission.memory.facts(),
+            **_withheld(dialogue.withheld),
             **_shown(input=heard),
         )
         self.failing = thinking
@@ -556,6 +557,11 @@ class Story:
 def _said(**ids: str) -> dict[str, str]:
     """The names that were given."""
     return {name: text for name, text in ids.items() if text}
+
+
+def _withheld(tools: Sequence[str]) -> dict[str, Any]:
+    """The client's own tools that the model is not told of, since it cannot call any."""
+    return {"tools_withheld": list(tools)} if tools else {}
 
 
 def _shown(**texts: str) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """/v1 from inside: who is let in, what the catalogue and an admin's prompts change, and what a client's headers tell.
 The official client's view of it is in tests/test_openai_client.py."""
 
+import itertools
 import json
 import uuid
 from collections.abc import Callable
@@ -156,11 +157,28 @@ async def test_what_a_model_cannot_do_is_refused_by_the_name_of_the_field(
     tree_of: Any,
 ) -> None:
     await in_database(offer, "simple", takes_tools=False)
-    for stream in (False, True):
-        call = await complete(client_of(bob), model="simple", tools=[TOOL], stream=stream)
+    this = {"type": "function", "function": {"name": TOOL["function"]["name"]}}
+    for stream, choice in itertools.product((False, True), ("required", this)):
+        call = await complete(client_of(bob), model="simple", tools=[TOOL], tool_choice=choice, stream=stream)
         assert error(call) == (400, "tools_not_supported")
-        assert call.json["error"]["param"] == "tools"
+        assert call.json["error"]["param"] == "tool_choice"
         (await tree_of(bob, call.turn_id)).assert_complete("failed")
+
+
+@pytest.mark.parametrize(
+    "choice", [{}, {"tool_choice": "auto"}, {"tool_choice": "none"}, {"parallel_tool_calls": True}]
+)
+async def test_a_model_without_tools_answers_a_client_that_has_some(
+    bob: Any, client_of: Any, offer: Any, tree_of: Any, llm: Any, choice: dict[str, Any]
+) -> None:
+    """Open WebUI brings its own along with every question."""
+    await in_database(offer, "simple", takes_tools=False)
+    call = await complete(client_of(bob), model="simple", tools=[TOOL], **choice)
+    assert call.status == 200
+    assert not {"tools", "tool_choice", "parallel_tool_calls"} & llm.requests[-1].body.keys()
+    tree = await tree_of(bob, call.turn_id)
+    tree.assert_complete("completed")
+    assert tree.one("llm_thinking")["metadata"]["tools_withheld"] == [TOOL["function"]["name"]]
 
 
 # --- what is said --------------------------------------------------------------------------------
