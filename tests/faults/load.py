@@ -20,6 +20,9 @@ CHAT_LIMIT_S = 150.0
 ANOTHER_SERVER_S = (0.05, 0.3)
 RETRY_AFTER_AT_MOST_S = 2.0
 
+# as chat.turn.ACKNOWLEDGE_S, which cannot be read before Django is set up
+TOKEN_WAITS_S = 0.25
+
 
 @dataclass(frozen=True, slots=True)
 class Person:
@@ -44,7 +47,8 @@ class Told:
     calls: int = 0
     results: int = 0
     sure: int = 0
-    """checkpoints that were acknowledged when the first token came: it waits for them"""
+    """checkpoints that were acknowledged when the first token came: it waits for them, so long, and one that came
+    sooner cannot have come without"""
     end: str = ""
     """`done` or `error`"""
     durable: int = 0
@@ -95,7 +99,8 @@ class Told:
         if not self.tokens:
             self.first_token_s = time.monotonic() - self.began_s
             # with tools before it, the round that called them is over and the next one has begun
-            self.sure = 4 + self.calls + self.results + (2 if self.results else 0)
+            if self.first_token_s < TOKEN_WAITS_S:
+                self.sure = 4 + self.calls + self.results + (2 if self.results else 0)
         self.tokens += 1
 
 
