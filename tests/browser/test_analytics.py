@@ -115,7 +115,8 @@ def test_a_slow_turn_opens_in_its_session(visit: Visits, mira: str) -> None:
     expect(page.locator(f'[data-turn-id="{turn_id}"]').first).to_be_visible()
 
 
-@pytest.mark.parametrize(("theme", "width"), [("light", WIDE), ("dark", NARROW)])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [WIDE, NARROW])
 def test_it_fits_and_can_be_read(visit: Visits, mira: str, theme: str, width: int) -> None:
     page = visit("august@example.com", f"/analytics/?user_id={mira}", theme=theme, width=width)
     page.locator(".as-table summary").click()
